@@ -1,0 +1,1 @@
+"""The control plane: what is wanted, reconcile loop, admin API."""

@@ -1,0 +1,125 @@
+"""What every engine adapter promises. Adapters do no I/O: they turn plans into launches and read what engines say."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from modelyard.records.base import Record
+from modelyard.records.plan import ReplicaPlan
+
+
+class Capabilities(Record):
+    """What an engine can do. Sets are of the names used in artifacts and in the gateway's routes."""
+
+    formats: frozenset[str]
+    architectures: frozenset[str]
+    endpoints: frozenset[str]
+    unix_socket: bool
+    structured_output: bool
+    cached_token_usage: bool
+    drains_on_terminate: bool
+
+
+class Requirements(Record):
+    """The environment that the engine lives in: packages with exact versions, and what they take."""
+
+    packages: tuple[str, ...]
+    version: str
+    download_bytes: int
+    installed_bytes: int
+    import_check: str
+
+
+class Installed(Record):
+    """A ready environment. `python` is its interpreter; `lock_sha256` hashes what was really installed."""
+
+    engine: str
+    version: str
+    python: str
+    root: str
+    lock_sha256: str
+
+
+class Addresses(Record):
+    """Where this launch shall listen (`unix:/path` or `http://127.0.0.1:port`) and its private folder for files."""
+
+    listen: str
+    folder: str
+
+
+class Probes(Record):
+    """How to ask a running engine. Paths are on its own address; `health_timeout_s` is per probe."""
+
+    health_path: str
+    metrics_path: str | None
+    health_timeout_s: float = 5.0
+
+
+class LaunchSpec(Record, tag_field="schema", tag="launch/v1"):
+    """One process group to start. `files` are written into the launch's folder before the start (name -> content);
+    `environ` is all that the engine gets; `effective` is the whole configuration that goes into the fingerprint."""
+
+    argv: tuple[str, ...]
+    environ: dict[str, str]
+    cwd: str
+    files: dict[str, str]
+    address: str
+    probes: Probes
+    effective: dict[str, str | int | float | bool]
+    terminate_grace_s: float = 5.0
+
+
+class Progress(Record):
+    """How far a load is: `fraction` in 0..1 where the engine says it."""
+
+    stage: str
+    fraction: float | None = None
+
+
+class EngineMetrics(Record):
+    """What the engine reports of itself; None where it does not: absent is never zero.
+
+    `work_done` only rises, and rises while tokens (prompt or output) are being processed."""
+
+    running: float | None = None
+    waiting: float | None = None
+    work_done: float | None = None
+    prompt_tokens: float | None = None
+    generated_tokens: float | None = None
+    kv_used_ratio: float | None = None
+
+
+class ExitReport(Record):
+    """How a process ended. `code` and `signal` exclude each other; `tail` is the last 50 lines of its log."""
+
+    code: int | None
+    signal: int | None
+    out_of_memory: bool
+    tail: tuple[str, ...]
+
+
+class Failure(Record):
+    """Why an engine ended. A permanent failure is not tried again: the same start would end the same way."""
+
+    kind: Literal["bad_config", "model", "does_not_fit", "out_of_memory", "killed", "crashed", "hung", "start_timeout"]
+    cause: str
+    fix: str
+    permanent: bool
+
+
+class Engine(Protocol):
+    """An adapter: a name, a Capabilities value, and pure functions."""
+
+    name: str
+    capabilities: Capabilities
+    requirements: Requirements
+
+    def launch(self, replica: ReplicaPlan, install: Installed, net: Addresses) -> LaunchSpec: ...
+
+    def read_progress(self, line: str) -> Progress | None:
+        """What a log line says about the load; None for any other line."""
+        ...
+
+    def read_metrics(self, text: str) -> EngineMetrics: ...
+
+    def explain_failure(self, exit: ExitReport) -> Failure: ...

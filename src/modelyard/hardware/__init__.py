@@ -1,0 +1,1 @@
+"""What exists: the machine that we are on."""

@@ -1,0 +1,1 @@
+"""Keeps engines running: environments, the shim, the replica's state machine, probes, restarts."""

@@ -1,0 +1,1 @@
+"""What is shown: projections of the journal."""

@@ -1,0 +1,1 @@
+"""Which engine, which settings, and will it fit: pure."""

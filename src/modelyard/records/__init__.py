@@ -1,0 +1,1 @@
+"""Frozen, versioned values that every layer speaks."""

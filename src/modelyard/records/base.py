@@ -1,0 +1,35 @@
+"""How records are written and read: one codec, one way to refuse what another version wrote."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from modelyard.errors import ModelyardError
+
+T = TypeVar("T")
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A frozen value. Records that stand alone on disk or on a wire carry a tag with name and version (`schema`)."""
+
+
+class UnreadableRecord(ModelyardError):
+    """Bytes that are not the record they should be: another version, or damaged."""
+
+
+_encoder = msgspec.json.Encoder(enc_hook=None)
+
+
+def encode(record: msgspec.Struct) -> bytes:
+    """JSON in one line, without a line break."""
+    return _encoder.encode(record)
+
+
+def decode(data: bytes, kind: type[T]) -> T:
+    """Raises UnreadableRecord where `data` is not a `kind`; the message names the field."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UnreadableRecord(f"not a {kind.__name__}: {error}") from error

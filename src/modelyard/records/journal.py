@@ -1,0 +1,44 @@
+"""One record per finished request, written before its last bytes leave. Never holds a prompt or an output."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from modelyard.records.base import Record
+from modelyard.records.decision import Decision
+
+Outcome = Literal[
+    "complete", "refused", "client_gone", "upstream_failed", "truncated", "unavailable", "gateway_stopped"
+]
+UsageSource = Literal["engine", "estimated", "none"]
+
+
+class RequestRecord(Record, tag_field="schema", tag="request/v1"):
+    """Times: `at` is Unix seconds of the first byte; the others are seconds since then (0 where it never came to it).
+    `status` is what the client was told. Tokens come from the engine's own count (`usage_source` engine), or from the
+    number of relayed events (estimated). `worker` and `sequence` name the record; `replica` and `launch` the engine."""
+
+    request_id: str
+    worker: str
+    sequence: int
+    at: float
+    endpoint: str
+    status: int
+    outcome: Outcome
+    deployment: str = ""
+    key_id: str = ""
+    stream: bool = False
+    queued_s: float = 0.0
+    first_byte_s: float = 0.0
+    total_s: float = 0.0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    attempts: int = 0
+    replica: str = ""
+    launch: str = ""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    usage_source: UsageSource = "none"
+    error: str = ""
+    decision: Decision | None = None

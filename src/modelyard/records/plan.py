@@ -1,0 +1,70 @@
+"""What will run, what it is expected to need and to do, and what was not chosen and why."""
+
+from __future__ import annotations
+
+from modelyard.records.base import Record
+
+
+class Artifact(Record):
+    """One concrete, hashed set of files. `path` is a file (gguf) or a folder (hf); `sha256` is over the content."""
+
+    name: str
+    format: str
+    path: str
+    sha256: str
+    size_bytes: int
+    lineage: str
+
+
+class Setting(Record):
+    """One effective setting and the reason for its value."""
+
+    name: str
+    value: str | int | float | bool
+    reason: str
+
+
+class Prediction(Record):
+    """An expected value with the interval that it should lie in."""
+
+    what: str
+    value: float
+    low: float
+    high: float
+    unit: str
+
+
+class Rejected(Record):
+    """An alternative that was not chosen, and the number or fact that decided it."""
+
+    what: str
+    reason: str
+
+
+class ReplicaPlan(Record):
+    """One engine to run. `settings` holds every value that the engine is started with, nothing is left to defaults."""
+
+    name: str
+    engine: str
+    served_name: str
+    artifact: Artifact
+    max_in_flight: int
+    context_tokens: int
+    settings: tuple[Setting, ...]
+    startup_timeout_s: float = 120.0
+    drain_timeout_s: float = 30.0
+    hang_timeout_s: float = 20.0
+
+    def setting(self, name: str) -> str | int | float | bool:
+        """The value of a setting that the plan must have (KeyError otherwise)."""
+        for setting in self.settings:
+            if setting.name == name:
+                return setting.value
+        raise KeyError(name)
+
+
+class Plan(Record, tag_field="schema", tag="plan/v1"):
+    deployment: str
+    replicas: tuple[ReplicaPlan, ...]
+    predictions: tuple[Prediction, ...] = ()
+    rejected: tuple[Rejected, ...] = ()

@@ -1,0 +1,42 @@
+"""What the gateway must know to route: a small file, replaced atomically, its generation only rising."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from modelyard.records.base import Record
+
+
+class Replica(Record):
+    """One running engine. `address` is `unix:/path` or `http://host:port`; `launch` changes with every start.
+    A draining replica gets no new request."""
+
+    name: str
+    launch: str
+    address: str
+    max_in_flight: int
+    draining: bool = False
+
+
+class Deployment(Record):
+    """What is served under one public name. `engine_model` is the name that the engine itself answers to.
+    While `open` is false nothing is routed, `reason` says why, and clients are told to retry after `retry_after_s`."""
+
+    name: str
+    engine_model: str
+    context_tokens: int
+    created_at: int
+    replicas: tuple[Replica, ...] = ()
+    open: bool = False
+    reason: str = ""
+    retry_after_s: int = 2
+    max_queued: int = 64
+    queue_timeout_s: float = 30.0
+    first_byte_timeout_s: float = 600.0
+    stall_timeout_s: float = 300.0
+    unknown_fields: Literal["strip", "refuse"] = "strip"
+
+
+class Topology(Record, tag_field="schema", tag="topology/v1"):
+    generation: int
+    deployments: tuple[Deployment, ...] = ()

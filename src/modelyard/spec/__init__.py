@@ -1,0 +1,1 @@
+"""What is wanted: strict deployments; every error names file, line and key."""

@@ -1,0 +1,171 @@
+"""The state directory: who may write it, where each thing lies, and which version of the layout it is."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import secrets
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelyard.errors import ModelyardError, StateLocked
+
+LAYOUT_VERSION = 1
+# sun_path holds 108 bytes on Linux and 104 on macOS; our longest socket name is well under 44.
+MAX_SOCKET_FOLDER_BYTES = 60
+
+
+@dataclass(frozen=True, slots=True)
+class StateDirectory:
+    """Paths below one root. Folders are made by `open_state`; files belong to whoever is named beside them."""
+
+    root: Path
+
+    @property
+    def store(self) -> Path:
+        """Content-addressed model files: models.store."""
+        return self.root / "store"
+
+    @property
+    def environments(self) -> Path:
+        """Engines' isolated installations: node.environments."""
+        return self.root / "environments"
+
+    @property
+    def deployments(self) -> Path:
+        """What is wanted, one file per deployment: control."""
+        return self.root / "deployments"
+
+    @property
+    def evidence(self) -> Path:
+        """What was proved, one folder per deployment: verify."""
+        return self.root / "evidence"
+
+    @property
+    def journal(self) -> Path:
+        """Finished-request records: the gateway's workers append, everyone else reads."""
+        return self.root / "journal"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def launches(self) -> Path:
+        """One file per running shim: what it runs."""
+        return self.root / "launches"
+
+    @property
+    def topology(self) -> Path:
+        """Written by control, read by the gateway."""
+        return self.root / "topology.json"
+
+    @property
+    def keys(self) -> Path:
+        """The key log: appended by control, followed by the gateway."""
+        return self.root / "keys.ndjson"
+
+    @property
+    def admin_key(self) -> Path:
+        return self.root / "admin.key"
+
+    @property
+    def yard(self) -> Path:
+        """Where the running yard listens: written by yard once both sockets are bound."""
+        return self.root / "yard.json"
+
+    @property
+    def lease(self) -> Path:
+        """Renewed by yard, watched by every shim."""
+        return self.root / "lease"
+
+    @property
+    def sockets(self) -> Path:
+        """Unix sockets. A deep root would overflow the kernel's limit for socket paths: then a short private folder
+        named after the root is used instead."""
+        inside = self.root / "run"
+        if len(os.fsencode(inside)) <= MAX_SOCKET_FOLDER_BYTES:
+            return inside
+        name = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"modelyard-{os.getuid()}-{name}"
+
+
+def open_state(root: Path) -> StateDirectory:
+    """The directory at `root`, made if absent (0700), migrated if older. Refuses a newer layout and a foreign owner."""
+    state = StateDirectory(root)
+    try:
+        for folder in (root, state.store, state.environments, state.deployments, state.evidence, state.journal):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in (state.logs, state.launches, state.sockets):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ModelyardError(
+            f"the state directory {root} cannot be made: {error.strerror}",
+            hint="set MODELYARD_STATE to a folder on a disk with space that you may write",
+        ) from error
+    if state.sockets.stat().st_uid != os.getuid():
+        raise ModelyardError(f"{state.sockets} belongs to another user", hint="set MODELYARD_STATE to a shorter path")
+    _check_layout(state)
+    return state
+
+
+def _check_layout(state: StateDirectory) -> None:
+    version_file = state.root / "layout"
+    if not version_file.exists():
+        write_atomically(version_file, f"{LAYOUT_VERSION}\n".encode())
+        return
+    found = version_file.read_text().strip()
+    if found != str(LAYOUT_VERSION):
+        raise ModelyardError(
+            f"{state.root} has layout {found}; this Modelyard writes layout {LAYOUT_VERSION}",
+            hint="upgrade Modelyard, or name another folder in MODELYARD_STATE",
+        )
+
+
+def admin_key(state: StateDirectory) -> str:
+    """The key of the admin API, made on first use; only the owner of the state directory can read it."""
+    try:
+        return state.admin_key.read_text().strip()
+    except FileNotFoundError:
+        write_atomically(state.admin_key, f"ma_{secrets.token_urlsafe(32)}\n".encode())
+        return state.admin_key.read_text().strip()
+
+
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Readers see the old bytes or the new ones, also after a power cut."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def locked(path: Path, *, holding: str, wait: bool = False) -> Generator[None]:
+    """Hold an exclusive lock that the kernel frees when this process ends, however it ends.
+
+    Raises StateLocked at once unless `wait`; `holding` says in the message what the other process is doing."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise StateLocked(f"another Modelyard process is {holding} ({path.parent})") from None
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Shipped fakes: real child processes that behave like engines, and worse."""

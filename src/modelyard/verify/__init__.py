@@ -1,0 +1,1 @@
+"""Claims about a running replica, checked before its route opens."""

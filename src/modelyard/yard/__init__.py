@@ -1,0 +1,1 @@
+"""The parent process: owns the listening sockets and keeps control and gateway alive."""
