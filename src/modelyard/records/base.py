@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypeVar, dataclass_transform
 
 import msgspec
 
@@ -11,6 +11,7 @@ from modelyard.errors import ModelyardError
 T = TypeVar("T")
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A frozen value. Records that stand alone on disk or on a wire carry a tag with name and version (`schema`)."""
 
@@ -19,7 +20,7 @@ class UnreadableRecord(ModelyardError):
     """Bytes that are not the record they should be: another version, or damaged."""
 
 
-_encoder = msgspec.json.Encoder(enc_hook=None)
+_encoder = msgspec.json.Encoder()
 
 
 def encode(record: msgspec.Struct) -> bytes:
