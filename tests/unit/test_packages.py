@@ -1,0 +1,56 @@
+"""Index settings reach uv in uv's own words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from modelyard.packages import uv_command, uv_environ
+from modelyard.settings import PackageIndex, load
+
+
+def test_every_index_setting_becomes_the_variable_that_uv_reads() -> None:
+    index = PackageIndex(
+        index_url="https://mirror.invalid/simple",
+        extra_index_urls=("https://a.invalid/simple", "https://b.invalid/simple"),
+        find_links=("/wheels", "https://c.invalid/wheels"),
+        certificate="/etc/ca.pem",
+        offline=True,
+    )
+    env = uv_environ(index, {})
+    assert env["UV_DEFAULT_INDEX"] == "https://mirror.invalid/simple"
+    assert env["UV_INDEX"] == "https://a.invalid/simple https://b.invalid/simple"
+    assert env["UV_FIND_LINKS"] == "/wheels,https://c.invalid/wheels"
+    assert env["SSL_CERT_FILE"] == "/etc/ca.pem"
+    assert env["UV_OFFLINE"] == "1"
+
+
+def test_what_pip_users_have_set_is_honoured() -> None:
+    pip = {
+        "PIP_INDEX_URL": "https://pip.invalid/simple",
+        "PIP_EXTRA_INDEX_URL": "https://x.invalid https://y.invalid",
+        "PIP_FIND_LINKS": "/opt/w",
+    }
+    settings = load(pip)
+    env = uv_environ(settings.index, settings.environ)
+    assert env["UV_DEFAULT_INDEX"] == "https://pip.invalid/simple"
+    assert env["UV_INDEX"] == "https://x.invalid https://y.invalid"
+    assert env["UV_FIND_LINKS"] == "/opt/w"
+
+
+def test_an_inherited_variable_never_contradicts_the_settings() -> None:
+    inherited = {"UV_INDEX_URL": "https://old.invalid", "UV_OFFLINE": "1", "VIRTUAL_ENV": "/elsewhere", "HOME": "/h"}
+    env = uv_environ(PackageIndex(index_url="https://new.invalid"), inherited)
+    assert env["UV_DEFAULT_INDEX"] == "https://new.invalid"
+    assert env["HOME"] == "/h"
+    assert not {"UV_INDEX_URL", "UV_OFFLINE", "VIRTUAL_ENV"} & env.keys()
+
+
+def test_proxies_credentials_and_named_indexes_pass_through() -> None:
+    base = {"HTTPS_PROXY": "http://proxy.invalid:3128", "UV_INDEX": "corp=https://corp.invalid/simple"}
+    env = uv_environ(PackageIndex(extra_index_urls=("https://a.invalid",)), base)
+    assert env["HTTPS_PROXY"] == "http://proxy.invalid:3128"
+    assert env["UV_INDEX"] == "corp=https://corp.invalid/simple https://a.invalid"
+
+
+def test_uv_stands_beside_modelyard() -> None:
+    assert Path(uv_command()[0]).is_file()
