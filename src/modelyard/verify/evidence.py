@@ -1,0 +1,60 @@
+"""Evidence on disk: one file per verification, read back as what is known of a deployment now."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from modelyard.records.base import UnreadableRecord, decode, encode
+from modelyard.records.evidence import Evidence
+from modelyard.records.fingerprint import Fingerprint
+from modelyard.state import StateDirectory, write_atomically
+from modelyard.verify.report import Report
+
+KEPT_REPORTS = 50
+
+
+def save(state: StateDirectory, report: Report) -> Path:
+    """Write the report; the newest KEPT_REPORTS of a deployment are kept. Reports are numbered, so that a clock that
+    was set back cannot make an old verdict the newest."""
+    folder = state.evidence / report.deployment
+    folder.mkdir(mode=0o700, exist_ok=True)
+    files = _reports(folder)
+    path = folder / f"{_number(files[-1]) + 1 if files else 1:08d}.json"
+    write_atomically(path, encode(report))
+    for old in files[: -KEPT_REPORTS + 1]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def latest(state: StateDirectory, deployment: str) -> tuple[Evidence, ...]:
+    """The newest evidence of each check, newest report first.
+
+    Reading stops at a report that is damaged or of another version: it may refute what stands in older ones."""
+    newest: dict[str, Evidence] = {}
+    for path in reversed(_reports(state.evidence / deployment)):
+        try:
+            report = decode(path.read_bytes(), Report)
+        except UnreadableRecord:
+            break
+        for evidence in report.evidence:
+            newest.setdefault(evidence.check, evidence)
+    return tuple(newest.values())
+
+
+def still_proved(
+    evidence: Iterable[Evidence], required_checks: Collection[str], fingerprint: Fingerprint, now: float
+) -> bool:
+    """Whether every required check has a green that speaks for `fingerprint` at `now` (Unix seconds). Nothing required
+    is nothing proved."""
+    proved = {one.check for one in evidence if one.valid_for(fingerprint, now)}
+    return bool(required_checks) and proved.issuperset(required_checks)
+
+
+def _reports(folder: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted((path for path in folder.glob("*.json") if path.stem.isdigit()), key=_number)
+
+
+def _number(path: Path) -> int:
+    return int(path.stem)
