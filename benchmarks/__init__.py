@@ -1,0 +1,1 @@
+"""Measurements behind the budgets: ratios of programs measured in one run, never absolute times."""

@@ -1,0 +1,243 @@
+"""The load generator: a process that takes one JSON job a line on stdin and answers one JSON line.
+
+`open` makes connections, `unary` and `streams` use them in a closed loop, `close` drops them. Whoever drives it reads
+CPU clocks between the lines, while nothing runs. A response that is not what the mock engine said ends the job with
+`error`: a fast wrong proxy has no place in the table."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from time import perf_counter
+
+import msgspec
+import uvloop
+
+from benchmarks.figures import percentile
+from benchmarks.gateway_texts import (
+    ANSWER,
+    STREAM_INTERVAL_S,
+    expected_stream,
+    stream_body,
+    unary_body,
+)
+from benchmarks.wire import Connection, arrivals, connect, events_of, post
+
+PATH = "/v1/chat/completions"
+
+
+class WrongAnswer(Exception):
+    """The subject's response differs from what the engine said."""
+
+
+class Open(msgspec.Struct, tag="open"):
+    address: str
+    key: str
+    model: str
+    connections: int
+
+
+class Unary(msgspec.Struct, tag="unary"):
+    count: int
+    body_bytes: int
+
+
+class Streams(msgspec.Struct, tag="streams"):
+    events: int
+
+
+class Close(msgspec.Struct, tag="close"):
+    pass
+
+
+class UnaryResult(msgspec.Struct):
+    requests: int
+    elapsed_s: float
+    p50_s: float
+    p99_s: float
+    reopened: int
+
+
+class StreamsResult(msgspec.Struct):
+    """`events` counts what clients received; gaps are those between the events of one stream."""
+
+    requests: int
+    events: int
+    elapsed_s: float
+    gap_p50_s: float
+    gap_p99_s: float
+    gap_max_s: float
+    reopened: int
+
+
+@dataclass
+class Load:
+    """The connections of one subject. A job hands each finished response to `judge`, which sends the next request or
+    counts the connection as done."""
+
+    target: Open
+    connections: list[Connection] = field(default_factory=list)
+    reopened: int = 0
+    judge: Callable[[Connection], None] = lambda connection: None
+
+    async def open(self) -> None:
+        for _ in range(self.target.connections):
+            self.connections.append(await self._connect())
+
+    async def _connect(self) -> Connection:
+        return await connect(self.target.address, lambda done: self.judge(done), self._lost)
+
+    def _lost(self, reason: str) -> None:
+        self._fail(WrongAnswer(reason))
+
+    def _fail(self, error: Exception) -> None:
+        if not self.finished.done():
+            self.finished.set_exception(error)
+
+    async def reopen_closed(self) -> None:
+        """Between jobs: a proxy may close after a stream. Within a job a closed connection is an error."""
+        for index, connection in enumerate(self.connections):
+            if connection.transport.is_closing():
+                self.connections[index] = await self._connect()
+                self.reopened += 1
+
+    async def unary(self, job: Unary) -> UnaryResult:
+        await self._begin()
+        request = post(self.target.address, PATH, self.target.key, unary_body(self.target.model, job.body_bytes))
+        latencies: list[float] = []
+        unsent = job.count
+
+        def judge(connection: Connection) -> None:
+            nonlocal unsent
+            latencies.append(perf_counter() - connection.sent_at)
+            if connection.status != 200 or connection.body != ANSWER:
+                self._fail(WrongAnswer(f"status {connection.status}, body {connection.body[:300]!r}"))
+            elif unsent:
+                unsent -= 1
+                connection.send(request)
+            elif len(latencies) == job.count:
+                self.finished.set_result(None)
+
+        self.judge = judge
+        began = perf_counter()
+        for connection in self.connections[: job.count]:
+            unsent -= 1
+            connection.send(request)
+        await self.finished
+        elapsed_s = perf_counter() - began
+        return UnaryResult(
+            len(latencies), elapsed_s, percentile(latencies, 50), percentile(latencies, 99), self.reopened
+        )
+
+    async def streams(self, job: Streams) -> StreamsResult:
+        """One stream for each connection; they begin spread over one interval, as independent clients do."""
+        await self._begin()
+        requests = [
+            post(self.target.address, PATH, self.target.key, stream_body(self.target.model, stream, job.events))
+            for stream in range(len(self.connections))
+        ]
+        done: list[Connection] = []
+
+        def judge(connection: Connection) -> None:
+            done.append(connection)
+            if len(done) == len(self.connections):
+                self.finished.set_result(None)
+
+        self.judge = judge
+        loop, began = asyncio.get_running_loop(), perf_counter()
+        for stream, connection in enumerate(self.connections):
+            connection.tag = stream
+            loop.call_later(STREAM_INTERVAL_S * stream / len(self.connections), connection.send, requests[stream])
+        await self.finished
+        return self._check_streams(job.events, perf_counter() - began)
+
+    def _check_streams(self, events: int, elapsed_s: float) -> StreamsResult:
+        gaps: list[float] = []
+        received = 0
+        for connection in self.connections:
+            expected = expected_stream(connection.tag, events)
+            got = events_of(connection.body)
+            if connection.status != 200 or b"".join(got) != expected:
+                raise WrongAnswer(first_difference(connection.tag, connection.status, got, events_of(expected)))
+            times = arrivals(connection.pieces)
+            received += len(times)
+            # [DONE] follows the last event at once and says nothing about the pace.
+            gaps += [later - earlier for earlier, later in pairwise(times[:-1])]
+        return StreamsResult(
+            requests=len(self.connections),
+            events=received,
+            elapsed_s=elapsed_s,
+            gap_p50_s=percentile(gaps, 50),
+            gap_p99_s=percentile(gaps, 99),
+            gap_max_s=max(gaps),
+            reopened=self.reopened,
+        )
+
+    async def _begin(self) -> None:
+        self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        await asyncio.sleep(0)  # see what closed since the last job
+        await self.reopen_closed()
+
+    def close(self) -> None:
+        for connection in self.connections:
+            connection.transport.abort()
+
+
+def first_difference(stream: int, status: int, got: list[bytes], expected: list[bytes]) -> str:
+    """Where a stream left what the engine said."""
+    place = next((i for i, pair in enumerate(zip(got, expected, strict=False)) if pair[0] != pair[1]), None)
+    if place is None:
+        place = min(len(got), len(expected))
+    return (
+        f"stream {stream} (status {status}, {len(got)} events of {len(expected)}), event {place}: "
+        f"got {got[place : place + 1]!r}, the engine said {expected[place : place + 1]!r}"
+    )
+
+
+class Generator:
+    """Runs jobs one after another; between two of them nothing of this process runs."""
+
+    def __init__(self) -> None:
+        self.load: Load | None = None
+
+    async def run(self, job: Open | Unary | Streams | Close) -> object:
+        if isinstance(job, Open):
+            self.load = Load(job)
+            await self.load.open()
+            return {"connections": len(self.load.connections)}
+        assert self.load is not None
+        if isinstance(job, Close):
+            self.load.close()
+            self.load = None
+            await asyncio.sleep(0)  # aborted transports close in the loop's next turn
+            return {}
+        return await (self.load.unary(job) if isinstance(job, Unary) else self.load.streams(job))
+
+
+def answer(loop: asyncio.AbstractEventLoop, work: Awaitable[object]) -> bytes:
+    try:
+        return msgspec.json.encode(loop.run_until_complete(work))
+    except (WrongAnswer, OSError) as error:
+        return msgspec.json.encode({"error": f"{type(error).__name__}: {error}"})
+
+
+def main() -> None:
+    generator, loop = Generator(), uvloop.new_event_loop()
+    decoder = msgspec.json.Decoder(Open | Unary | Streams | Close)
+    gc.freeze()
+    for line in sys.stdin.buffer:
+        # The collector would look through everything kept for the check, in the middle of a measurement.
+        gc.disable()
+        reply = answer(loop, generator.run(decoder.decode(line)))
+        gc.enable()
+        gc.collect()
+        sys.stdout.buffer.write(reply + b"\n")
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()
