@@ -1,0 +1,135 @@
+"""The records that a deployment file is read into; each key's description is what the reference and editors show."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from modelyard.records.base import Record
+from modelyard.spec.sizes import ByteSize
+
+API_VERSION = "modelyard/v1"
+NAME_PATTERN = r"^[a-z0-9]+([.-][a-z0-9]+)*$"
+
+SettingValue = str | int | float | bool
+Name = Annotated[str, Meta(pattern=NAME_PATTERN, min_length=1, max_length=63)]
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Positive = Annotated[int, Meta(ge=1, le=1 << 40)]
+
+
+class Limits(Record, forbid_unknown_fields=True):
+    """Upper bounds; what is left out is planned from the model and the machine."""
+
+    context_tokens: Annotated[
+        Positive | None,
+        Meta(description="Longest prompt plus answer, in tokens; the model's own limit if left out."),
+    ] = None
+    max_in_flight: Annotated[
+        Positive | None,
+        Meta(description="Requests that one replica works on at the same time; planned if left out."),
+    ] = None
+    max_queued: Annotated[
+        int, Meta(ge=0, le=1_000_000, description="Requests that may wait for a replica; more are refused with 429.")
+    ] = 64
+    queue_timeout_s: Annotated[
+        Seconds, Meta(description="How long a request may wait before it is refused with 503, in seconds.")
+    ] = 30.0
+    kv_cache: Annotated[
+        ByteSize | None,
+        Meta(description="Memory of one replica for the keys and values of its requests, such as 1GiB."),
+    ] = None
+    memory: Annotated[
+        ByteSize | None,
+        Meta(description="Memory that all replicas together may take, such as 8GiB; the machine's if left out."),
+    ] = None
+
+
+class Timeouts(Record, forbid_unknown_fields=True):
+    """How long to wait before something counts as failed, in seconds."""
+
+    startup_s: Annotated[
+        Seconds | None,
+        Meta(description="From the start of an engine until it is ready; planned from the model's size if left out."),
+    ] = None
+    drain_s: Annotated[Seconds, Meta(description="For running requests to finish when a replica is stopped.")] = 30.0
+    hang_s: Annotated[
+        Seconds, Meta(description="Without a single token of progress before a busy engine is restarted.")
+    ] = 20.0
+    first_byte_s: Annotated[Seconds, Meta(description="For the first token of an answer.")] = 600.0
+    stall_s: Annotated[Seconds, Meta(description="Between two pieces of an answer that has begun.")] = 300.0
+
+
+class Tls(Record, forbid_unknown_fields=True):
+    cert: Annotated[str, Meta(description="Certificate chain in PEM; a path relative to this file.")]
+    key: Annotated[str, Meta(description="Private key in PEM; a path relative to this file.")]
+
+
+class Gateway(Record, forbid_unknown_fields=True):
+    """Where clients talk to us: one gateway serves every deployment of the file."""
+
+    host: Annotated[
+        str, Meta(min_length=1, description="Address to listen on; beyond loopback a key and TLS are needed.")
+    ] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")] = 8000
+    tls: Annotated[Tls | None, Meta(description="Serve HTTPS with this certificate.")] = None
+
+
+class Deployment(Record, forbid_unknown_fields=True):
+    """What is served under one public name."""
+
+    name: Annotated[
+        Name,
+        Meta(description="The public name, sent by clients as `model`: lower-case letters, digits, dots, hyphens."),
+    ]
+    model: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="A name of the catalogue, or a path (starting with /, ./, ../ or ~/, or ending in .gguf; "
+            "relative to this file) to a GGUF file or a model folder.",
+        ),
+    ]
+    engine: Annotated[str, Meta(min_length=1, description="The engine to run it with; `auto` plans one that can.")] = (
+        "auto"
+    )
+    replicas: Annotated[int, Meta(ge=1, le=64, description="How many engines serve it side by side.")] = 1
+    limits: Annotated[Limits, Meta(description="Upper bounds for requests and memory.")] = Limits()
+    settings: Annotated[
+        dict[str, SettingValue],
+        Meta(description="Engine settings by name, in place of planned ones; `modelyard plan` shows them all."),
+    ] = msgspec.field(default_factory=dict[str, SettingValue])
+    timeouts: Annotated[Timeouts, Meta(description="How long to wait before something counts as failed.")] = Timeouts()
+    unknown_fields: Annotated[
+        Literal["strip", "refuse"],
+        Meta(description="Request fields that we do not know: left out with a warning header, or refused with 400."),
+    ] = "strip"
+
+
+class DeploymentFile(Record):
+    """A whole file, checked: paths in it are absolute."""
+
+    deployments: tuple[Deployment, ...]
+    gateway: Gateway
+
+
+ApiVersionKey = Annotated[Literal["modelyard/v1"], Meta(description="The version of this format.")]
+GatewayKey = Annotated[Gateway, Meta(description="Where clients talk to the deployments of this file.")]
+
+
+class OneDeployment(Deployment, kw_only=True, forbid_unknown_fields=True):
+    """One deployment: its keys stand at the top of the file."""
+
+    api_version: ApiVersionKey = msgspec.field(name="apiVersion")
+    gateway: GatewayKey = Gateway()
+
+
+class ManyDeployments(Record, kw_only=True, forbid_unknown_fields=True):
+    """Several deployments behind one gateway."""
+
+    api_version: ApiVersionKey = msgspec.field(name="apiVersion")
+    deployments: Annotated[
+        tuple[Deployment, ...], Meta(min_length=1, description="The deployments; their names differ.")
+    ]
+    gateway: GatewayKey = Gateway()
