@@ -1,0 +1,203 @@
+"""OpenAI's request and response shapes as a FakeEngine speaks them. Standard library only."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from http1 import BadRequest
+from modelyard.testing import fake_answers
+from modelyard.testing.fake_answers import Answer, is_list, is_object
+from modelyard.testing.fake_knobs import Knobs
+
+DEFAULT_COMPLETION_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request that can be served: what to answer (`answer`), and how the client wants it."""
+
+    chat: bool
+    model: str
+    prompt: str
+    prompt_tokens: int
+    answer: Answer
+    stream: bool
+    include_usage: bool
+
+
+def read_chat(body: bytes, knobs: Knobs) -> Ask:
+    """The body of /v1/chat/completions. Raises BadRequest as OpenAI's API refuses."""
+    fields = _fields(body, knobs)
+    messages = fields.get("messages")
+    if not is_list(messages) or not messages:
+        raise BadRequest("'messages' is a list with at least one message", param="messages")
+    texts = [_text_of(message) for message in messages]
+    asked = [text for text, message in zip(texts, messages, strict=True) if message.get("role") == "user"]
+    limit = _count(fields, "max_completion_tokens") or _count(fields, "max_tokens")
+    fact = fake_answers.about_capitals(asked[-1]) if asked and knobs.facts else None
+    return _ask(fields, knobs, "\n".join(texts), _structured(fields) or fact, limit, chat=True)
+
+
+def read_completion(body: bytes, knobs: Knobs) -> Ask:
+    """The body of /v1/completions. Raises BadRequest as OpenAI's API refuses."""
+    fields = _fields(body, knobs)
+    prompt = fields.get("prompt")
+    if not isinstance(prompt, str):
+        raise BadRequest("'prompt' is a text", param="prompt")
+    fact = fake_answers.after_prompt(prompt) if knobs.facts else None
+    limit = _count(fields, "max_tokens") or DEFAULT_COMPLETION_TOKENS
+    return _ask(fields, knobs, prompt, _structured(fields) or fact, limit, chat=False)
+
+
+def _ask(
+    fields: Mapping[str, Any],
+    knobs: Knobs,
+    prompt: str,
+    known: tuple[str, ...] | None,
+    limit: int | None,
+    *,
+    chat: bool,
+) -> Ask:
+    prompt_tokens = max(1, len(prompt.split()))
+    room = knobs.context_tokens - prompt_tokens
+    if room < 1:
+        message = f"the prompt has {prompt_tokens} tokens, the context holds {knobs.context_tokens}"
+        raise BadRequest(message, param="messages" if chat else "prompt", code="context_length_exceeded")
+    pieces = known or fake_answers.words(knobs.tokens)
+    options = fields.get("stream_options")
+    return Ask(
+        chat=chat,
+        model=fields["model"],
+        prompt=prompt,
+        prompt_tokens=prompt_tokens,
+        answer=fake_answers.cut(pieces, _stops(fields), min(room, limit or room)),
+        stream=bool(fields.get("stream")),
+        include_usage=is_object(options) and options.get("include_usage") is True,
+    )
+
+
+def _fields(body: bytes, knobs: Knobs) -> dict[str, Any]:
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"the body is not JSON: {error}") from None
+    if not is_object(fields):
+        raise BadRequest("the body is not a JSON object")
+    model = fields.get("model")
+    if not isinstance(model, str):
+        raise BadRequest("'model' is missing", param="model")
+    if model != knobs.served_name:
+        raise BadRequest(f"the model '{model}' does not exist", status=404, param="model", code="model_not_found")
+    if fields.get("n", 1) not in (1, None):
+        raise BadRequest("only n=1 is supported", param="n")
+    return fields
+
+
+def _text_of(message: Any) -> str:
+    """A message's content: a text, or the text parts of a list of parts."""
+    if not is_object(message):
+        raise BadRequest("a message is an object with 'role' and 'content'", param="messages")
+    content = message.get("content") or ""
+    if is_list(content):
+        return "".join(part["text"] for part in content if is_object(part) and isinstance(part.get("text"), str))
+    if not isinstance(content, str):
+        raise BadRequest("a message's content is a text or a list of parts", param="messages")
+    return content
+
+
+def _count(fields: Mapping[str, Any], name: str) -> int | None:
+    value = fields.get(name)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise BadRequest(f"'{name}' is a whole number of at least 1", param=name)
+    return value
+
+
+def _stops(fields: Mapping[str, Any]) -> list[str]:
+    stop = fields.get("stop")
+    stops = [stop] if isinstance(stop, str) else stop or []
+    if not is_list(stops) or not all(isinstance(text, str) for text in stops):
+        raise BadRequest("'stop' is a text or a list of texts", param="stop")
+    return stops
+
+
+def _structured(fields: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The tokens of the JSON that `response_format` asks for, None where it asks for text."""
+    wanted = fields.get("response_format")
+    match wanted:
+        case None | {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            return fake_answers.as_json({})
+        case {"type": "json_schema", "json_schema": {"schema": schema}}:
+            try:
+                return fake_answers.as_json(fake_answers.instance(schema))
+            except fake_answers.BadSchema as error:
+                raise BadRequest(str(error), param="response_format") from None
+        case _:
+            raise BadRequest("unknown 'response_format'", param="response_format")
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The JSON values of one response, whole or in chunks."""
+
+    ask: Ask
+    id: str
+    cached_tokens: int
+    created: int
+
+    @classmethod
+    def of(cls, ask: Ask, number: int, cached_tokens: int) -> Shapes:
+        return cls(ask, f"{'chatcmpl' if ask.chat else 'cmpl'}-{number}", cached_tokens, int(time.time()))
+
+    def whole(self, text: str) -> dict[str, object]:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        content: dict[str, object] = {"message": message} if self.ask.chat else {"text": text}
+        choice = {"index": 0, **content, "logprobs": None, "finish_reason": self.ask.answer.finish_reason}
+        kind = "chat.completion" if self.ask.chat else "text_completion"
+        return {**self._head(kind), "choices": [choice], "usage": self._usage()}
+
+    def opening(self) -> dict[str, object] | None:
+        """The chunk before the first token: a chat names its role."""
+        return self._chunk({"delta": {"role": "assistant", "content": ""}}, None) if self.ask.chat else None
+
+    def piece(self, text: str) -> dict[str, object]:
+        return self._chunk({"delta": {"content": text}} if self.ask.chat else {"text": text}, None)
+
+    def closing(self) -> dict[str, object]:
+        return self._chunk({"delta": {}} if self.ask.chat else {"text": ""}, self.ask.answer.finish_reason)
+
+    def usage(self) -> dict[str, object]:
+        """The chunk of its own, without choices, that `stream_options.include_usage` asks for."""
+        return {**self._head(self._chunk_kind), "choices": [], "usage": self._usage()}
+
+    @property
+    def _chunk_kind(self) -> str:
+        return "chat.completion.chunk" if self.ask.chat else "text_completion"
+
+    def _chunk(self, content: dict[str, object], finish_reason: str | None) -> dict[str, object]:
+        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}
+        chunk = {**self._head(self._chunk_kind), "choices": [choice]}
+        return {**chunk, "usage": None} if self.ask.include_usage else chunk
+
+    def _head(self, kind: str) -> dict[str, object]:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.ask.model,
+            "system_fingerprint": "fake",
+        }
+
+    def _usage(self) -> dict[str, object]:
+        made = len(self.ask.answer.pieces)
+        return {
+            "prompt_tokens": self.ask.prompt_tokens,
+            "completion_tokens": made,
+            "total_tokens": self.ask.prompt_tokens + made,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
