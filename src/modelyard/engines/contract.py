@@ -9,7 +9,8 @@ from modelyard.records.plan import ReplicaPlan
 
 
 class Capabilities(Record):
-    """What an engine can do. Sets are of the names used in artifacts and in the gateway's routes."""
+    """What an engine can do. Sets are of the names used in artifacts and in the gateway's routes; `refused_fields` are
+    request fields that it cannot honour."""
 
     formats: frozenset[str]
     architectures: frozenset[str]
@@ -18,6 +19,7 @@ class Capabilities(Record):
     structured_output: bool
     cached_token_usage: bool
     drains_on_terminate: bool
+    refused_fields: frozenset[str] = frozenset()
 
 
 class Requirements(Record):

@@ -20,7 +20,8 @@ class Replica(Record):
 
 class Deployment(Record):
     """What is served under one public name. `engine_model` is the name that the engine itself answers to.
-    While `open` is false nothing is routed, `reason` says why, and clients are told to retry after `retry_after_s`."""
+    While `open` is false nothing is routed, `reason` says why, and clients are told to retry after `retry_after_s`.
+    `refused_fields` are request fields that the engine cannot honour: a request that sets one is told so."""
 
     name: str
     engine_model: str
@@ -35,6 +36,7 @@ class Deployment(Record):
     first_byte_timeout_s: float = 600.0
     stall_timeout_s: float = 300.0
     unknown_fields: Literal["strip", "refuse"] = "strip"
+    refused_fields: tuple[str, ...] = ()
 
 
 class Topology(Record, tag_field="schema", tag="topology/v1"):

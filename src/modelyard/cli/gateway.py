@@ -1,0 +1,54 @@
+"""`modelyard gateway`: the data plane alone."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modelyard.cli.output import say
+from modelyard.errors import UsageError
+
+
+def gateway(
+    upstream: Annotated[list[str], typer.Option(help="An engine: http://HOST:PORT or unix:/PATH. Repeatable.")],
+    model: Annotated[str, typer.Option(help="The public name that clients ask for.")],
+    port: Annotated[int, typer.Option(help="Where to listen.")] = 8080,
+    host: Annotated[str, typer.Option(help="Beyond loopback a key and TLS are demanded.")] = "127.0.0.1",
+    key: Annotated[list[str] | None, typer.Option(help="A key that clients may use. Repeatable.")] = None,
+    engine_model: Annotated[str, typer.Option(help="The name the engine answers to, if it is another.")] = "",
+    max_in_flight: Annotated[int, typer.Option(help="Requests at once per engine; more wait in the queue.")] = 256,
+    state: Annotated[Path | None, typer.Option(help="Where the journal goes; without it none is kept.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file.")] = None,
+    insecure_listen: Annotated[bool, typer.Option(help="Listen beyond loopback without key or TLS.")] = False,
+) -> None:
+    """Run the gateway alone, in front of engines that something else keeps running.
+
+    Example: modelyard gateway --upstream http://127.0.0.1:8000 --model my-model --port 8080 --key secret
+    """
+    from modelyard.gateway import serve, standalone
+    from modelyard.state import open_state
+
+    for address in upstream:
+        if not address.startswith(("http://", "unix:/")):
+            raise UsageError(f"{address!r} is not an engine's address", hint="http://HOST:PORT or unix:/PATH")
+    if not key:
+        raise UsageError("no key", hint="give --key; a gateway that anyone may use is not started")
+    if (tls_cert is None) != (tls_key is None):
+        raise UsageError("TLS needs both files", hint="give --tls-cert and --tls-key")
+    tls = serve.Tls(tls_cert, tls_key) if tls_cert is not None and tls_key is not None else None
+    serve.check_bind(host, has_key=bool(key), has_tls=tls is not None, insecure=insecure_listen)
+    topology = standalone.fixed_topology(model, engine_model or model, upstream, max_in_flight)
+    sock = serve.listening_socket(host, port)
+    journal = open_state(state.absolute()).journal if state is not None else None
+    url = f"{'https' if tls else 'http'}://{host}:{port}/v1"
+    serve.run(
+        sock,
+        journal,
+        functools.partial(standalone.prepare, topology, key),
+        tls=tls,
+        on_listening=lambda: say(f"listening on {url} for {model!r}"),
+    )

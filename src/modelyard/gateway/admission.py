@@ -1,0 +1,134 @@
+"""Who goes when: per replica a cap on requests in flight, per deployment a bounded queue with a deadline.
+
+State without I/O: nothing here sends a byte. `Seat` is a place at one launch of one replica; whoever holds a seat gives
+it back exactly once."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from modelyard.gateway.balance import choose
+from modelyard.gateway.refusals import unavailable
+from modelyard.gateway.upstream import Pool
+from modelyard.records.decision import Candidate, Decision
+from modelyard.records.topology import Deployment, Replica
+
+
+@dataclass(slots=True)
+class Seats:
+    """The places at one launch. `pool` holds its open connections."""
+
+    replica: Replica
+    pool: Pool
+    in_flight: int = 0
+
+
+class Waiter(Protocol):
+    """A request that waits for a seat. Exactly one of the two is called, once, unless it leaves the queue itself."""
+
+    def seated(self, seats: Seats, decision: Decision) -> None: ...
+
+    def not_seated(self, reason: str) -> None: ...
+
+
+@dataclass(slots=True)
+class Queued:
+    waiter: Waiter
+    deadline: float
+    gone: bool = False
+
+
+@dataclass(slots=True)
+class Admission:
+    """One deployment's door. `deployment` is replaced as the topology changes; seats live as long as their launch."""
+
+    deployment: Deployment
+    seats: dict[str, Seats] = field(default_factory=dict[str, Seats])
+    queue: deque[Queued] = field(default_factory=deque[Queued])
+    turns: int = 0
+
+    def enter(self, waiter: Waiter, now: float) -> Queued | None:
+        """Seats the request at once, or queues it (then the ticket is returned), or raises Refusal (503)."""
+        deployment = self.deployment
+        if not deployment.open or not deployment.replicas:
+            reason = deployment.reason or "no replica is ready"
+            raise unavailable(f"{deployment.name!r} is not ready: {reason}", retry_after_s=deployment.retry_after_s)
+        if not self.queue and self._seat(waiter):
+            return None
+        if len(self.queue) >= deployment.max_queued:
+            raise unavailable(
+                f"{deployment.name!r} has {len(self.queue)} requests waiting already",
+                retry_after_s=deployment.retry_after_s,
+                code="overloaded",
+            )
+        ticket = Queued(waiter, now + deployment.queue_timeout_s)
+        self.queue.append(ticket)
+        return ticket
+
+    def leave(self, seats: Seats) -> None:
+        """Give a seat back; the next in the queue gets one."""
+        seats.in_flight -= 1
+        self.advance()
+
+    def advance(self) -> None:
+        """Seat those who wait while there are seats; turn them away where the route has closed."""
+        while self.queue:
+            ticket = self.queue[0]
+            if ticket.gone:
+                self.queue.popleft()
+            elif not self.deployment.open or not self.deployment.replicas:
+                self.queue.popleft()
+                ticket.waiter.not_seated(self.deployment.reason or "no replica is ready")
+            elif self._free():
+                self.queue.popleft()
+                self._seat(ticket.waiter)
+            else:
+                return
+
+    def expire(self, now: float) -> None:
+        """Turn away those whose deadline has passed; the queue is in order of arrival, so of deadline."""
+        while self.queue and (self.queue[0].gone or self.queue[0].deadline <= now):
+            ticket = self.queue.popleft()
+            if not ticket.gone:
+                ticket.waiter.not_seated(f"waited {self.deployment.queue_timeout_s:g} s for a free replica")
+
+    def _candidates(self) -> tuple[Candidate, ...]:
+        return tuple(
+            Candidate(replica=one.replica.name, in_flight=one.in_flight, max_in_flight=one.replica.max_in_flight)
+            for one in self.seats.values()
+            if not one.replica.draining
+        )
+
+    def _free(self) -> bool:
+        return any(
+            one.in_flight < one.replica.max_in_flight and not one.replica.draining for one in self.seats.values()
+        )
+
+    def _seat(self, waiter: Waiter) -> bool:
+        decision = choose(self._candidates(), self.turns)
+        if decision.replica is None:
+            return False
+        self.turns += 1
+        seats = self.seats[decision.replica]
+        seats.in_flight += 1
+        waiter.seated(seats, decision)
+        return True
+
+    def update(self, deployment: Deployment) -> list[Pool]:
+        """Take in a new topology; returns the pools of launches that are gone, for the caller to close."""
+        self.deployment = deployment
+        gone: list[Pool] = []
+        fresh: dict[str, Seats] = {}
+        for replica in deployment.replicas:
+            known = self.seats.get(replica.name)
+            if known is not None and known.replica.launch == replica.launch:
+                known.replica = replica
+                fresh[replica.name] = known
+            else:
+                fresh[replica.name] = Seats(replica, Pool(replica.address))
+        gone = [one.pool for name, one in self.seats.items() if fresh.get(name) is not one]
+        self.seats = fresh
+        self.advance()
+        return gone

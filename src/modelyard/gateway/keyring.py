@@ -1,0 +1,93 @@
+"""Who may call: the keys of the key log, followed as it grows."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modelyard.gateway.refusals import Refusal
+from modelyard.records.base import UnreadableRecord, decode
+from modelyard.records.keys import KeyCreated, KeyEvent, KeyRecord
+from modelyard.records.secrets import matches, public_id
+
+ANONYMOUS = KeyRecord(id="", sha256="", name="anonymous", created_at=0.0)
+
+
+@dataclass(slots=True)
+class Keyring:
+    """Keys by public id. Whoever holds a key may do what it and every key above it may."""
+
+    keys: dict[str, KeyRecord] = field(default_factory=dict[str, KeyRecord])
+    revoked: set[str] = field(default_factory=set[str])
+
+    def apply(self, event: KeyEvent) -> None:
+        if isinstance(event, KeyCreated):
+            self.keys[event.key.id] = event.key
+        else:
+            self.revoked.add(event.id)
+
+    def authenticate(self, secret: str, now: float) -> KeyRecord:
+        """The record of a live key. Raises Refusal (401) without saying which part was wrong."""
+        record = self.keys.get(public_id(secret))
+        if record is None or not matches(secret, record) or not all(self._live(k, now) for k in self._line(record)):
+            raise Refusal(401, "the key is not valid here", code="invalid_api_key")
+        return record
+
+    def authorize(self, key: KeyRecord, deployment: str, endpoint: str) -> None:
+        """Raises Refusal (403) where the key, or one above it, does not reach that far."""
+        if not self.reaches(key, deployment, endpoint):
+            raise Refusal(403, f"this key may not use {endpoint} of {deployment!r}", code="key_scope")
+
+    def reaches(self, key: KeyRecord, deployment: str, endpoint: str) -> bool:
+        return all(
+            (one.scopes.deployments is None or deployment in one.scopes.deployments)
+            and (one.scopes.endpoints is None or endpoint in one.scopes.endpoints)
+            for one in self._line(key)
+        )
+
+    def _live(self, key: KeyRecord, now: float) -> bool:
+        return key.id not in self.revoked and (key.expires_at is None or now < key.expires_at)
+
+    def _line(self, key: KeyRecord) -> list[KeyRecord]:
+        """The key and those above it; a parent that does not exist leaves nothing."""
+        line = [key]
+        while (parent := line[-1].parent) is not None:
+            above = self.keys.get(parent)
+            if above is None or above in line:
+                return [KeyRecord(id="", sha256="", name="", created_at=0.0, expires_at=0.0)]
+            line.append(above)
+        return line
+
+
+@dataclass(slots=True)
+class KeyLog:
+    """Follows the key log from where it was last read; a torn last line waits for its end."""
+
+    path: Path
+    offset: int = 0
+    identity: tuple[int, int] | None = None
+
+    def follow(self, keyring: Keyring) -> bool:
+        """Applies what is new; True where there was something. A replaced log is read from its beginning."""
+        try:
+            status = os.stat(self.path)
+        except FileNotFoundError:
+            return False
+        if self.identity != (status.st_dev, status.st_ino) or status.st_size < self.offset:
+            self.identity, self.offset = (status.st_dev, status.st_ino), 0
+            keyring.keys.clear()
+            keyring.revoked.clear()
+        if status.st_size == self.offset:
+            return False
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        for line in whole.splitlines():
+            try:
+                keyring.apply(decode(line, KeyEvent))  # type: ignore[arg-type]
+            except UnreadableRecord as error:
+                print(f"error: {self.path}: {error}", flush=True)
+        self.offset += len(whole)
+        return bool(whole)

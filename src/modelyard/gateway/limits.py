@@ -1,0 +1,47 @@
+"""Every bound that the gateway puts on what reaches it. One place, so that the reference can list them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class WireLimits:
+    """Bytes, counts and receipt deadlines of one client connection."""
+
+    head_bytes: int = 16 * 1024
+    header_fields: int = 100
+    body_bytes: int = 8 * 1024 * 1024
+    head_timeout_s: float = 10.0
+    body_timeout_s: float = 30.0
+    idle_timeout_s: float = 75.0
+    linger_s: float = 2.0
+    write_stall_timeout_s: float = 60.0
+    write_buffer_bytes: int = 64 * 1024
+    connections: int = 8192
+    upstream_idle_s: float = 2.0
+    upstream_connect_timeout_s: float = 5.0
+    upstream_body_bytes: int = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class FieldLimits:
+    """Bounds on what a request may ask for (rules R7 and R8 of the security notes in docs/architecture.md)."""
+
+    json_depth: int = 64
+    json_keys: int = 10_000
+    string_bytes: int = 4 * 1024 * 1024
+    messages: int = 4096
+    choices: int = 8
+    top_logprobs: int = 20
+    logit_bias: int = 1024
+    stop_strings: int = 16
+    stop_bytes: int = 256
+    tools: int = 128
+    schema_bytes: int = 64 * 1024
+    schema_depth: int = 16
+    max_tokens: int = 1_048_576
+
+
+WIRE = WireLimits()
+FIELDS = FieldLimits()

@@ -1,0 +1,64 @@
+"""How the gateway says no: one exception, one OpenAI-shaped body, in our own words: no trace of an engine leaks."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+import msgspec
+
+from modelyard.gateway.heads import head
+
+
+class Refusal(Exception):
+    """A request that ends with `status` and an OpenAI-shaped error. `close` also ends the connection."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+        close: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+        self.retry_after_s, self.close = retry_after_s, close
+
+    def body(self) -> bytes:
+        return error_body(self.status, self.message, code=self.code, param=self.param)
+
+    def response(self, request_id: str, *, keep_alive: bool) -> bytes:
+        """The whole response, head and body."""
+        body = self.body()
+        fields = [("content-type", "application/json"), ("content-length", str(len(body)))]
+        if self.retry_after_s is not None:
+            fields.append(("retry-after", str(self.retry_after_s)))
+        if self.status == HTTPStatus.UNAUTHORIZED:
+            fields.append(("www-authenticate", "Bearer"))
+        return head(self.status, fields, request_id, keep_alive=keep_alive and not self.close) + body
+
+
+def error_body(status: int, message: str, *, code: str | None, param: str | None = None) -> bytes:
+    """The JSON that OpenAI's clients turn into their typed errors."""
+    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    kind = "server_error" if status >= 500 else kinds.get(status, "invalid_request_error")
+    return msgspec.json.encode({"error": {"message": message, "type": kind, "param": param, "code": code}})
+
+
+def error_event(message: str, *, code: str) -> bytes:
+    """A server-sent event for a stream that cannot go on; never followed by [DONE]."""
+    return b"data: " + error_body(500, message, code=code) + b"\n\n"
+
+
+def unknown_model(name: str) -> Refusal:
+    return Refusal(404, f"the model {name[:128]!r} does not exist here", code="model_not_found", param="model")
+
+
+def invalid(message: str, param: str | None = None) -> Refusal:
+    return Refusal(400, message, code="invalid_value", param=param)
+
+
+def unavailable(message: str, *, retry_after_s: int, code: str = "unavailable") -> Refusal:
+    return Refusal(503, message, code=code, retry_after_s=retry_after_s)

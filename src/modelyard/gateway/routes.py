@@ -1,0 +1,45 @@
+"""What can be asked. A route object carries its own authorisation; whatever has no route does not exist."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["inference", "models", "model", "health", "ready"]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`endpoint` is the path as declared; `open_to_all` is the only way around a key."""
+
+    method: str
+    endpoint: str
+    kind: Kind
+    open_to_all: bool = False
+
+
+ROUTES = (
+    Route("POST", "/v1/chat/completions", "inference"),
+    Route("POST", "/v1/completions", "inference"),
+    Route("GET", "/v1/models", "models"),
+    Route("GET", "/v1/models/", "model"),
+    Route("GET", "/health", "health", open_to_all=True),
+    Route("GET", "/ready", "ready", open_to_all=True),
+)
+_EXACT = {(route.method.encode(), route.endpoint.encode()): route for route in ROUTES if route.kind != "model"}
+_PATHS = frozenset(path for _, path in _EXACT)
+_MODEL = next(route for route in ROUTES if route.kind == "model")
+
+
+def find(method: bytes, target: bytes) -> Route | int:
+    """The route of a request target as sent (its query is ignored), or the status that refuses it: 404 or 405.
+
+    Targets are compared byte for byte: no decoding, no normalising, so nothing can look like a route to one reader and
+    not to another."""
+    path = target.partition(b"?")[0]
+    route = _EXACT.get((method, path))
+    if route is not None:
+        return route
+    if path.startswith(b"/v1/models/") and len(path) > len(b"/v1/models/"):
+        return _MODEL if method == b"GET" else 405
+    return 405 if path in _PATHS else 404

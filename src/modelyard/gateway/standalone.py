@@ -1,0 +1,40 @@
+"""The data plane alone, in front of engines that something else keeps running."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from modelyard.gateway.service import Service
+from modelyard.records.keys import KeyCreated
+from modelyard.records.secrets import key_record
+from modelyard.records.topology import Deployment, Replica, Topology
+
+# A foreign engine's context is unknown here; the engine itself refuses what does not fit.
+UNKNOWN_CONTEXT = 0
+
+
+def fixed_topology(model: str, engine_model: str, upstreams: list[str], max_in_flight: int) -> Topology:
+    """One deployment, always open, with one replica for each upstream address."""
+    replicas = tuple(
+        Replica(name=f"upstream-{index}", launch="external", address=address.rstrip("/"), max_in_flight=max_in_flight)
+        for index, address in enumerate(upstreams, 1)
+    )
+    deployment = Deployment(
+        name=model,
+        engine_model=engine_model,
+        context_tokens=UNKNOWN_CONTEXT,
+        created_at=int(time.time()),
+        replicas=replicas,
+        open=True,
+        max_queued=1024,
+    )
+    return Topology(generation=1, deployments=(deployment,))
+
+
+def prepare(topology: Topology, secrets: list[str], service: Service) -> list[asyncio.Task[None]]:
+    """Fill a service with what never changes."""
+    for number, secret in enumerate(secrets, 1):
+        service.keyring.apply(KeyCreated(key=key_record(secret, f"key-{number}", time.time())))
+    service.apply(topology)
+    return []
