@@ -22,14 +22,14 @@ class Card(Record, tag_field="schema", tag="card/v1"):
     format: ModelFormat
     architecture: str
     name: str
-    layers: int
-    hidden: int
+    layers: int | None
+    hidden: int | None
     heads: int | None
     kv_heads: int | None
     head_dim: int | None
     value_dim: int | None
     vocabulary: int | None
-    context_tokens: int
+    context_tokens: int | None
     parameters: int | None
     weight_bytes: dict[str, int]
     kv_values_per_token: int | None
@@ -63,10 +63,10 @@ def describe(card: Card) -> list[tuple[str, str]]:
     return [
         ("name", card.name),
         ("architecture", card.architecture),
-        ("layers", f"{card.layers} of {card.hidden}"),
+        ("layers", f"{_number(card.layers)}, {_number(card.hidden)} wide"),
         ("attention", _attention(card)),
         ("vocabulary", _number(card.vocabulary)),
-        ("context", f"{card.context_tokens:,} tokens"),
+        ("context", f"{_number(card.context_tokens)} tokens"),
         ("parameters", _number(card.parameters)),
         ("quantisation", card.quantisation),
         ("weights", f"{_size(card.total_weight_bytes)} ({', '.join(f'{kind} {_size(size)}' for kind, size in types)})"),
@@ -76,6 +76,11 @@ def describe(card: Card) -> list[tuple[str, str]]:
         ("chat template", f"sha256 {card.chat_template_sha256[:16]}" if card.chat_template_sha256 else "none"),
         ("licence", card.licence),
     ]
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """`text` from a foreign file, fit for a terminal, a log line and a record: one line, no control characters."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in text[:limit])
 
 
 def _attention(card: Card) -> str:
