@@ -1,0 +1,83 @@
+"""The configuration file of the OpenVINO engine server: one strict JSON object, read by both of its processes."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+
+class ConfigError(Exception):
+    """The configuration file cannot be used; the message is one line that names the key."""
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """What the launcher decides. Every key is required, so that nothing effective is left to a hidden default.
+
+    `address` is `unix:/path` or `127.0.0.1:port`. `kv_cache_bytes` bounds the paged KV pool. `max_batched_tokens` is
+    the number of prompt tokens computed in one step, the knob between prefill speed and the stall other streams see.
+    `context_tokens` bounds prompt plus output of one request. `properties` go to the OpenVINO plugin as they are.
+    `stall_s` is how long requests may wait without a finished step before /health says so.
+    """
+
+    model_path: str
+    served_name: str
+    address: str
+    threads: int
+    kv_cache_bytes: int
+    max_batched_tokens: int
+    max_sequences: int
+    max_queued: int
+    context_tokens: int
+    prefix_cache: bool
+    properties: dict[str, str]
+    stall_s: float
+
+    @staticmethod
+    def load(path: str) -> ServerConfig:
+        try:
+            with open(path, encoding="utf-8") as file:
+                raw: Any = json.load(file)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot read {path}: {error}") from error
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{path}: expected a JSON object")
+        return _checked(cast("dict[str, Any]", raw))
+
+
+_MINIMUM = {
+    "threads": 1,
+    "kv_cache_bytes": 1,
+    "max_batched_tokens": 32,  # one KV block: prompts are fed in whole blocks
+    "max_sequences": 1,
+    "max_queued": 0,
+    "context_tokens": 2,
+}
+
+
+def _checked(raw: dict[str, Any]) -> ServerConfig:
+    known = {field.name for field in fields(ServerConfig)}
+    if unknown := sorted(raw.keys() - known):
+        raise ConfigError(f"unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    if missing := sorted(known - raw.keys()):
+        raise ConfigError(f"missing key {missing[0]!r}")
+    for key in ("model_path", "served_name", "address"):
+        if not isinstance(raw[key], str) or not raw[key]:
+            raise ConfigError(f"{key} must be a non-empty string")
+    for key, minimum in _MINIMUM.items():
+        if type(raw[key]) is not int or raw[key] < minimum:
+            raise ConfigError(f"{key} must be an integer of at least {minimum}")
+    if type(raw["prefix_cache"]) is not bool:
+        raise ConfigError("prefix_cache must be true or false")
+    if type(raw["stall_s"]) not in (int, float) or not raw["stall_s"] > 0:
+        raise ConfigError("stall_s must be a number above 0")
+    properties: Any = raw["properties"]
+    if not isinstance(properties, dict):
+        raise ConfigError("properties must be an object")
+    texts = {str(key): str(value) for key, value in cast("dict[object, object]", properties).items()}
+    if not os.path.exists(raw["model_path"]):
+        raise ConfigError(f"model_path {raw['model_path']} does not exist")
+    values: dict[str, Any] = {**raw, "properties": texts}
+    return ServerConfig(**values)

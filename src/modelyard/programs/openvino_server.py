@@ -1,0 +1,303 @@
+"""An OpenAI-compatible HTTP server for OpenVINO GenAI: `python openvino_server.py --config FILE.json`.
+
+Two processes. This one speaks HTTP and never touches the engine; the other (openvino_stepper.py) owns the model and
+steps it. `step()` holds the interpreter lock for a whole forward pass, up to 0.9 s in a long prefill at 512 prompt
+tokens a step: one process would answer neither /health nor a leaving client in that time.
+
+Contract. stdout carries one line per event: `progress {JSON}` while loading, `ready {JSON of effective settings}`
+once, `error: CAUSE` before a failure. The socket listens before the load; until `ready` every route but /metrics
+answers 503. Exit 2: the configuration is wrong (one line on stderr); exit 1: the engine failed or died; 0: SIGTERM.
+SIGTERM finishes nothing: whoever sends it has drained first. If either process ends, the other ends at once.
+Routes: /health /effective /metrics /v1/models /v1/chat/completions /v1/completions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import http1
+from http1 import BadRequest, Reply, Request
+from openai_wire import DONE, Answer, Ask, Usage, error_body, event, model_list, parse_ask
+from openvino_channel import FrameReader, frame
+from openvino_config import ConfigError, ServerConfig
+from openvino_metrics import render_metrics
+
+_OUT_OF_KV = "the engine ran out of KV cache memory and dropped this request; try again or ask for fewer tokens"
+
+
+class Flight(asyncio.Future[None]):
+    """One request in the stepping process: writes what comes back and is done when the answer is."""
+
+    def __init__(self, reply: Reply, ask: Ask, served_name: str) -> None:
+        super().__init__()
+        self._reply = reply
+        self._ask = ask
+        self._answer = Answer(ask, served_name)
+        self._text = ""
+
+    def show(self, text: str) -> None:
+        if not self._ask.stream:
+            self._text += text
+            return
+        self._open()
+        self._reply.push(self._answer.text(text))
+
+    def _open(self) -> None:
+        if not self._reply.started:
+            self._reply.start()
+            if opening := self._answer.opening():
+                self._reply.push(opening)
+
+    def end(self, reason: str, usage: Usage) -> None:
+        if reason == "exhausted":
+            self.fail(BadRequest(_OUT_OF_KV, status=503, code="kv_cache_exhausted"))
+            return
+        if self._ask.stream:
+            self._open()
+            self._reply.push(self._answer.closing(reason))
+            if self._ask.include_usage:
+                self._reply.push(self._answer.usage(usage))
+            self._reply.push(DONE)
+            self._reply.finish()
+        else:
+            self._reply.json(200, self._answer.whole(self._text, reason, usage))
+        self._settle()
+
+    def fail(self, refusal: BadRequest) -> None:
+        if self._reply.started:
+            # An error event, then a cut connection without [DONE]: a truncated stream must not look whole.
+            self._reply.push(event(error_body(refusal.status, str(refusal), refusal.param, refusal.code)))
+        if not self.done():
+            self.set_exception(refusal)
+
+    def _settle(self) -> None:
+        if not self.done():
+            self.set_result(None)
+
+
+class Stepping(asyncio.Protocol):
+    """The stepping process as seen from here: its pipe, its last word, and the requests it works on."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._reader = FrameReader()
+        self._transport: asyncio.Transport | None = None
+        self._last_number = 0
+        self._busy_since = 0.0
+        self.flights: dict[int, Flight] = {}
+        self.effective: dict[str, Any] | None = None
+        self.stats: dict[str, Any] = {}
+        self.last_step_at: float | None = None
+        self.failure: str | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._reader.feed(data):
+            self._act(message)
+
+    def _act(self, message: dict[str, Any]) -> None:
+        kind = message.pop("kind")
+        if kind == "step":
+            self._step(message)
+        elif kind == "refused":
+            if flight := self.flights.get(message["id"]):
+                flight.fail(
+                    BadRequest(
+                        message["message"], status=message["status"], param=message["param"], code=message["code"]
+                    )
+                )
+        elif kind == "progress":
+            print("progress", json.dumps(message), flush=True)
+        elif kind == "ready":
+            self.effective = message["effective"]
+            print("ready", json.dumps(self.effective), flush=True)
+        elif kind == "failed":
+            self.failure = message["cause"]
+
+    def _step(self, message: dict[str, Any]) -> None:
+        stats = message["stats"]
+        if stats["steps"] != self.stats.get("steps"):
+            self.last_step_at = time.monotonic()
+        self.stats = stats
+        for number, text in message["texts"]:
+            if flight := self.flights.get(number):
+                flight.show(text)
+        for number, reason, prompt, completion, cached in message["done"]:
+            if flight := self.flights.get(number):
+                flight.end(reason, Usage(prompt, completion, cached))
+
+    async def serve(self, ask: Ask, reply: Reply) -> None:
+        """Run one request to its end; cancelling this frees its seat and its KV blocks in the engine."""
+        if len(self.flights) >= self._config.max_sequences + self._config.max_queued:
+            raise BadRequest("the engine's queue is full", status=503, code="queue_full", retry_after_s=1)
+        self._last_number += 1
+        number = self._last_number
+        if not self.flights:
+            self._busy_since = time.monotonic()
+        flight = self.flights[number] = Flight(reply, ask, self._config.served_name)
+        wanted = {
+            "op": "submit",
+            "id": number,
+            **ask.prompt,
+            "param": ask.param,
+            "sampling": ask.sampling,
+            "stop": ask.stop,
+            "max_tokens": ask.max_tokens,
+            "schema": ask.schema,
+            "quiet": not ask.stream,
+        }
+        self._send(wanted)
+        try:
+            await flight
+        except asyncio.CancelledError:
+            self._send({"op": "cancel", "id": number})
+            raise
+        finally:
+            del self.flights[number]
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self._transport is not None
+        self._transport.write(frame(message))
+
+    def step_age_s(self) -> float | None:
+        return None if self.last_step_at is None else time.monotonic() - self.last_step_at
+
+    def stalled(self) -> bool:
+        """Requests are there, and no step has ended for `stall_s` since the later of the last step and their coming."""
+        since = max(self._busy_since, self.last_step_at or 0.0)
+        return bool(self.flights) and time.monotonic() - since > self._config.stall_s
+
+
+class Server:
+    def __init__(self, config: ServerConfig, stepping: Stepping) -> None:
+        self._config = config
+        self._stepping = stepping
+        self._started = int(time.time())
+        self.stopping = asyncio.Event()
+        self._routes: dict[tuple[str, str], Callable[[Request, Reply], Awaitable[None]]] = {
+            ("GET", "/health"): self._health,
+            ("GET", "/effective"): self._effective,
+            ("GET", "/v1/models"): self._models,
+            ("POST", "/v1/chat/completions"): self._chat,
+            ("POST", "/v1/completions"): self._completion,
+        }
+
+    async def handle(self, request: Request, reply: Reply) -> None:
+        if (request.method, request.path) == ("GET", "/metrics"):
+            text = render_metrics(self._stepping.stats, self._stepping.effective, self._stepping.step_age_s())
+            reply.text(200, text, "text/plain; version=0.0.4; charset=utf-8")
+            return
+        status = self._status()
+        if status in ("loading", "stopping"):
+            self._unavailable(reply, status)
+            return
+        route = self._routes.get((request.method, request.path))
+        if route is None:
+            known = any(path == request.path for _, path in self._routes)
+            raise BadRequest(
+                f"no route {request.method} {request.path}",
+                status=405 if known else 404,
+                code="method_not_allowed" if known else "not_found",
+            )
+        await route(request, reply)
+
+    def _status(self) -> str:
+        if self.stopping.is_set():
+            return "stopping"
+        if self._stepping.effective is None:
+            return "loading"
+        return "stalled" if self._stepping.stalled() else "ok"
+
+    def _unavailable(self, reply: Reply, status: str) -> None:
+        body = {**error_body(503, f"the engine is {status}", None, f"engine_{status}"), "status": status}
+        reply.json(503, body, {"retry-after": "1"})
+
+    async def _health(self, request: Request, reply: Reply) -> None:
+        status = self._status()
+        if status == "ok":
+            reply.json(200, {"status": "ok"})
+        else:
+            self._unavailable(reply, status)
+
+    async def _effective(self, request: Request, reply: Reply) -> None:
+        reply.json(200, self._stepping.effective)
+
+    async def _models(self, request: Request, reply: Reply) -> None:
+        reply.json(200, model_list(self._config.served_name, self._started))
+
+    async def _chat(self, request: Request, reply: Reply) -> None:
+        await self._stepping.serve(parse_ask(request.body, chat=True, served_name=self._config.served_name), reply)
+
+    async def _completion(self, request: Request, reply: Reply) -> None:
+        await self._stepping.serve(parse_ask(request.body, chat=False, served_name=self._config.served_name), reply)
+
+
+async def run(config: ServerConfig, config_path: str) -> int:
+    """Listen, start the stepping process, serve until it ends or a signal comes; returns the exit code."""
+    loop = asyncio.get_running_loop()
+    stepping = Stepping(config)
+    server = Server(config, stepping)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.stopping.set)
+    listener = await http1.listen(server.handle, config.address)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "openvino_stepper.py")
+        arguments = ["--config", config_path, "--pipe", str(theirs.fileno()), "--parent", str(os.getpid())]
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, program, *arguments, pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL
+        )
+    await loop.create_unix_connection(lambda: stepping, sock=ours)
+    ended = loop.create_task(child.wait())
+    stop = loop.create_task(server.stopping.wait())
+    await asyncio.wait((ended, stop), return_when=asyncio.FIRST_COMPLETED)
+    listener.close()
+    if ended.done():
+        print(f"error: {stepping.failure or _how_it_ended(ended.result())}", flush=True)
+        return 1
+    with contextlib.suppress(ProcessLookupError):
+        child.kill()
+    await ended
+    return 0
+
+
+def _how_it_ended(code: int) -> str:
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+    hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+    return f"the stepping process {how}{hint}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="OpenAI-compatible HTTP server for OpenVINO GenAI.")
+    parser.add_argument("--config", required=True, help="JSON file, see openvino_config.ServerConfig")
+    arguments = parser.parse_args()
+    try:
+        config = ServerConfig.load(arguments.config)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    try:
+        code = asyncio.run(run(config, arguments.config))
+    except OSError as error:
+        print(f"error: cannot serve on {config.address}: {error}", flush=True)
+        code = 1
+    sys.stdout.flush()
+    # Handlers of open connections are not worth a farewell: their clients see the connection end.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
