@@ -202,7 +202,7 @@ async def test_a_sound_engine_is_green_in_every_check(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("defect", "refuted"),
     [
-        ("empty", {"chat", "chat-stream", "stop", "max-tokens"}),
+        ("empty", {"chat", "chat-stream", "stop", "max-tokens", "json-schema", "knowledge-1"}),
         (
             "chat is 500",
             {"chat", "chat-stream", "stop", "max-tokens", "usage", "json-schema", "context", "knowledge-1"},

@@ -1,0 +1,162 @@
+"""The projection to Prometheus metrics: right totals, however the journal was read; absent stays absent."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from modelyard.engines.contract import EngineMetrics
+from modelyard.observe.journal import BEGINNING, read_journal
+from modelyard.observe.metrics import Metrics
+from modelyard.records.base import encode
+from modelyard.records.journal import Outcome, RequestRecord
+
+OUTCOMES: tuple[Outcome, ...] = ("complete", "refused", "client_gone", "truncated")
+
+
+def record(sequence: int = 1, worker: str = "w1", **changes: Any) -> RequestRecord:
+    values: dict[str, Any] = {
+        "request_id": f"{worker}-{sequence}",
+        "worker": worker,
+        "sequence": sequence,
+        "at": 1000.0,
+        "endpoint": "/v1/chat/completions",
+        "status": 200,
+        "outcome": "complete",
+        "deployment": "small",
+        "replica": "small-0",
+        "queued_s": 0.25,
+        "first_byte_s": 0.5,
+        "total_s": 2.0,
+        "attempts": 1,
+        "prompt_tokens": 10,
+        "cached_tokens": 4,
+        "completion_tokens": 7,
+        "usage_source": "engine",
+    }
+    return RequestRecord(**(values | changes))
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    families = text_string_to_metric_families(metrics.render().decode())
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return samples(metrics).get((name, tuple(sorted(labels.items()))))
+
+
+def test_a_finished_request_is_counted_timed_and_metered() -> None:
+    metrics = Metrics()
+    metrics.count([record()])
+    who = {"deployment": "small", "replica": "small-0", "code": "200", "outcome": "complete"}
+    assert value(metrics, "modelyard_requests_total", **who) == 1
+    assert value(metrics, "modelyard_request_duration_seconds_sum", deployment="small") == 2.0
+    assert value(metrics, "modelyard_request_first_byte_seconds_sum", deployment="small") == 0.5
+    assert value(metrics, "modelyard_request_queue_seconds_sum", deployment="small") == 0.25
+    for kind, tokens in (("prompt", 10), ("cached_prompt", 4), ("completion", 7)):
+        name = f"modelyard_{kind}_tokens_total"
+        assert value(metrics, name, deployment="small", source="engine") == tokens
+
+
+def test_what_a_request_never_reached_is_not_timed_as_zero() -> None:
+    metrics = Metrics()
+    metrics.count(
+        [record(status=401, outcome="refused", first_byte_s=0.0, queued_s=0.0, attempts=0, usage_source="none")]
+    )
+    names = {name for name, _ in samples(metrics)}
+    assert "modelyard_request_duration_seconds_count" in names
+    assert not any("first_byte" in name or "queue" in name or "tokens" in name for name in names)
+
+
+def test_estimated_tokens_are_kept_apart_from_the_engines_own() -> None:
+    metrics = Metrics()
+    metrics.count([record(1), record(2, usage_source="estimated", completion_tokens=3)])
+    assert value(metrics, "modelyard_completion_tokens_total", deployment="small", source="engine") == 7
+    assert value(metrics, "modelyard_completion_tokens_total", deployment="small", source="estimated") == 3
+
+
+def test_what_an_engine_does_not_report_is_absent_not_zero() -> None:
+    metrics = Metrics()
+    metrics.set_replica("small", "small-0", "ready", EngineMetrics(running=2.0, kv_used_ratio=0.0))
+    who = {"deployment": "small", "replica": "small-0"}
+    assert value(metrics, "modelyard_engine_running_requests", **who) == 2
+    assert value(metrics, "modelyard_engine_kv_used_ratio", **who) == 0
+    assert value(metrics, "modelyard_engine_waiting_requests", **who) is None
+    assert value(metrics, "modelyard_replica_state", state="ready", **who) == 1
+    metrics.set_replica("small", "small-0", "backoff", None)
+    assert value(metrics, "modelyard_engine_running_requests", **who) is None
+    assert value(metrics, "modelyard_replica_state", state="ready", **who) is None
+    assert value(metrics, "modelyard_replica_state", state="backoff", **who) == 1
+    metrics.forget_replica("small", "small-0")
+    assert value(metrics, "modelyard_replica_state", state="backoff", **who) is None
+
+
+def test_names_that_somebody_makes_up_do_not_grow_the_exposition_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("modelyard.observe.metrics.MAX_VALUES_PER_LABEL", 20)
+    metrics = Metrics()
+    metrics.count(record(number, deployment=f"d{number}", replica="") for number in range(70))
+    deployments = {dict(labels).get("deployment") for name, labels in samples(metrics) if "requests_total" in name}
+    assert len(deployments) == 21
+    who = {"deployment": "other", "replica": "", "code": "200", "outcome": "complete"}
+    assert value(metrics, "modelyard_requests_total", **who) == 50
+
+
+def test_unreadable_lines_are_counted() -> None:
+    metrics = Metrics()
+    metrics.count_unreadable(3)
+    assert value(metrics, "modelyard_journal_unreadable_lines_total") == 3
+
+
+def test_two_projections_do_not_share_a_registry() -> None:
+    first, second = Metrics(), Metrics()
+    first.count([record()])
+    assert first.render() != second.render()
+
+
+@st.composite
+def journals(draw: st.DrawFn) -> list[RequestRecord]:
+    """Records of a few workers; times are binary fractions so that sums do not depend on their order."""
+    drawn = st.tuples(st.sampled_from(("w1", "w2", "w3")), st.sampled_from(OUTCOMES), st.integers(0, 40))
+    made = draw(st.lists(drawn, max_size=15))
+    return [
+        record(number, worker, outcome=outcome, total_s=quarters / 4, completion_tokens=quarters)
+        for number, (worker, outcome, quarters) in enumerate(made)
+    ]
+
+
+@settings(deadline=None, max_examples=40)
+@given(journals(), st.data())
+def test_totals_do_not_depend_on_where_reading_stopped_or_what_was_read_twice(
+    records: list[RequestRecord], data: st.DataObject
+) -> None:
+    at_once = Metrics()
+    at_once.count(records)
+    in_steps, checkpoint, left = Metrics(), BEGINNING, list(records)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        while True:
+            written = data.draw(st.integers(min(1, len(left)), len(left)), label="written before this step")
+            for one in left[:written]:
+                with (folder / f"gateway-{one.worker}.ndjson").open("ab") as file:
+                    file.write(encode(one) + b"\n")
+            left = left[written:]
+            step = read_journal(folder, checkpoint, step_bytes=data.draw(st.integers(600, 3000), label="step bytes"))
+            in_steps.count(step.records)
+            crashed = data.draw(st.booleans(), label="crashed before the checkpoint") and bool(step.records)
+            checkpoint = checkpoint if crashed else step.checkpoint
+            if not (left or step.more or crashed):
+                break
+    assert samples(in_steps) == samples(at_once)
