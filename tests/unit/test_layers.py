@@ -27,7 +27,7 @@ from source_rules import (
 
 # A part imports only parts of rows above its own; parts of one row stay apart.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "settings", "clock", "state", "packages"),
+    ("errors", "settings", "clock", "state", "packages", "lifeline"),
     ("records",),
     ("spec", "hardware", "models"),
     ("engines",),
