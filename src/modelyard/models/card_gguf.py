@@ -15,8 +15,7 @@ from modelyard.models.gguf import Array, Header, Scalar, read_header
 # Architectures whose every layer keeps plain keys and values for every token. Others are said to be unknown.
 STANDARD_ATTENTION = frozenset(
     ("granite", "llama", "minimax-m2", "mistral3", "olmo2", "phi3", "smollm3", "starcoder2")
-    + ("qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe")
-)
+) | frozenset(("qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe"))
 MAX_LAYERS = 4_096
 # Beyond it no real count lies, and every product of a few of them still fits into 64 bits of an engine or a database.
 MAX_NUMBER = 1 << 31

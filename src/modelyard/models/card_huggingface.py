@@ -17,8 +17,7 @@ from modelyard.models.safetensors import Tensor, read_tensors
 # says otherwise (windows, chunks, layer types). Everything else is said to be unknown.
 STANDARD_ATTENTION = frozenset(
     ("granite", "llama", "mimo", "minimax_m2", "mistral", "mixtral", "olmo2", "phi3", "smollm3", "starcoder2")
-    + ("qwen2", "qwen2_moe", "qwen2_5_vl_text", "qwen3", "qwen3_moe", "qwen3_vl_text", "qwen3_vl_moe_text")
-)
+) | frozenset(("qwen2", "qwen2_moe", "qwen2_5_vl_text", "qwen3", "qwen3_moe", "qwen3_vl_text", "qwen3_vl_moe_text"))
 TEXT_PARTS = ("text_config", "llm_config", "language_config")
 MAX_NUMBER = 1 << 31
 MAX_INDEX_BYTES = 64 << 20
@@ -32,6 +31,7 @@ def card_of_folder(folder: Path) -> Card:
     return card_of_config(
         read_json_object(folder / "config.json"),
         name=folder.name,
+        quantisation=_optional(folder / "hf_quant_config.json"),
         tensors=read_weights(folder),
         tokenizer=tokenizer,
         chat_template=_chat_template(folder, tokenizer),
@@ -44,11 +44,13 @@ def card_of_config(
     *,
     name: str,
     tensors: Sequence[Tensor] = (),
+    quantisation: JsonObject | None = None,
     tokenizer: JsonObject | None = None,
     chat_template: str = "",
     licence: str = UNKNOWN,
 ) -> Card:
-    """The same from parsed files. Without `tensors` the card knows no weights."""
+    """The same from parsed files. Without `tensors` the card knows no weights. `quantisation` is hf_quant_config.json,
+    where ModelOpt of 2025 and before says what config.json does not."""
     text = next((part for key in TEXT_PARTS if is_object(part := config.get(key))), config)
     heads = _number(text, "num_attention_heads")
     kv_heads = _number(text, "num_key_value_heads")
@@ -61,6 +63,7 @@ def card_of_config(
     kv_values = 2 * (layers or 0) * (kv_heads or 0) * (head_dim or 0)
     if not unknown and not kv_values:
         unknown = "config.json does not give layers, heads and their size"
+    quantised = _quantised(config, text, quantisation or {})
     weight_bytes: Counter[str] = Counter()
     for tensor in tensors:
         weight_bytes[tensor.dtype] += tensor.size_bytes
@@ -76,7 +79,7 @@ def card_of_config(
         value_dim=_number(text, "v_head_dim") or head_dim,
         vocabulary=_number(text, "vocab_size"),
         context_tokens=_number(text, "max_position_embeddings"),
-        parameters=_parameters(config, tensors),
+        parameters=None if quantised else _parameters(tensors),
         weight_bytes=dict(weight_bytes),
         kv_values_per_token=None if unknown else kv_values,
         kv_unknown_because=unknown,
@@ -84,7 +87,7 @@ def card_of_config(
         licence=licence,
         tokenizer=_text(tokenizer or {}, "tokenizer_class") or UNKNOWN,
         rope=_rope(text),
-        quantisation=_quantisation(config, text, weight_bytes),
+        quantisation=quantised or _commonest(weight_bytes) or _dtype(text) or _dtype(config) or UNKNOWN,
     )
 
 
@@ -123,7 +126,7 @@ def _only_weights_file(folder: Path) -> Path:
 
 
 def _plain_file_name(index: Path, value: object) -> str:
-    plain = isinstance(value, str) and value.endswith(".safetensors") and not re.search(r"[/\\\0]", value)
+    plain = isinstance(value, str) and re.fullmatch(r"[^/\\\0.][^/\\\0]*\.safetensors", value)
     if not plain or not isinstance(value, str):
         raise ModelRefused(
             f"{index}: weight_map names {str(value)[:200]!r}; expected a safetensors file beside the index",
@@ -146,20 +149,30 @@ def _why_unknown(text: JsonObject) -> str:
     return ""
 
 
-def _parameters(config: JsonObject, tensors: Sequence[Tensor]) -> int | None:
-    packed = any(tensor.dtype in PACKED_DTYPES for tensor in tensors)
-    if not tensors or packed or config.get("quantization_config"):
+def _parameters(tensors: Sequence[Tensor]) -> int | None:
+    if not tensors or any(tensor.dtype in PACKED_DTYPES for tensor in tensors):
         return None
     return sum(tensor.elements for tensor in tensors)
 
 
-def _quantisation(config: JsonObject, text: JsonObject, weight_bytes: Counter[str]) -> str:
-    settings = config.get("quantization_config", text.get("quantization_config"))
-    if is_object(settings):
-        algorithm = _text(settings, "quant_algo") or _text(settings, "fmt") or _text(settings, "format")
-        return " ".join(filter(None, (_text(settings, "quant_method"), algorithm))) or UNKNOWN
-    commonest = max(weight_bytes, key=lambda name: weight_bytes[name], default="")
-    return commonest or _text(text, "dtype") or _text(text, "torch_dtype") or _text(config, "torch_dtype") or UNKNOWN
+def _quantised(config: JsonObject, text: JsonObject, separate: JsonObject) -> str:
+    """Method and number format, from wherever this model says it; empty where the weights are not quantised."""
+    places = (config.get("quantization_config"), text.get("quantization_config"), separate.get("quantization"))
+    settings = next((place for place in places if is_object(place)), None)
+    if settings is None:
+        return ""
+    number_format = next(filter(None, (_text(settings, key) for key in ("quant_algo", "fmt", "format"))), "")
+    words = (_text(settings, "quant_method"), number_format)
+    return " ".join(word for word in words if word) or "by an unknown method"
+
+
+def _commonest(weight_bytes: Counter[str]) -> str:
+    return max(weight_bytes, key=lambda name: weight_bytes[name], default="")
+
+
+def _dtype(part: JsonObject) -> str:
+    """What transformers 5 calls dtype was torch_dtype before."""
+    return _text(part, "dtype") or _text(part, "torch_dtype")
 
 
 def _rope(text: JsonObject) -> str:
