@@ -43,26 +43,22 @@ class Counters:
 
 
 class FakeModel:
-    """Produces answers as its knobs say. `counters` stand still while it is hung."""
+    """Produces answers as its knobs say. While `not_hung` is clear, the counters of work stand still."""
 
     def __init__(self, knobs: Knobs) -> None:
         self.counters = Counters()
         self._knobs = knobs
         self._place_freed = asyncio.Event()
-        self._not_hung = asyncio.Event()
-        self._not_hung.set()
+        self.not_hung = asyncio.Event()
+        self.not_hung.set()
         self._left_behind: set[asyncio.Task[None]] = set()
-
-    @property
-    def hung(self) -> bool:
-        return not self._not_hung.is_set()
 
     def turn(self, knobs: Knobs) -> None:
         """Go on with other knobs; a hang ends where no knob asks for one any more."""
         self._knobs = knobs
         self._wake_waiting()
         if knobs.hang_after_tokens is None and not knobs.hang_on_text:
-            self._not_hung.set()
+            self.not_hung.set()
 
     async def tokens(self, job: Job) -> AsyncGenerator[str]:
         """The answer's tokens as they are produced. Closing the generator early gives up the place in the batch."""
@@ -127,9 +123,9 @@ class FakeModel:
             self.counters.prompt_tokens += done - before
 
     async def _step(self, duration_s: float) -> None:
-        await self._not_hung.wait()
+        await self.not_hung.wait()
         await asyncio.sleep(duration_s)
-        await self._not_hung.wait()
+        await self.not_hung.wait()
         self.counters.steps += 1
 
     async def _misbehave(self, job: Job, made: int) -> None:
@@ -139,8 +135,8 @@ class FakeModel:
             await asyncio.sleep(0)  # what is produced leaves first
             crash()
         if made == knobs.hang_after_tokens or (knobs.hang_on_text and knobs.hang_on_text in job.prompt):
-            self._not_hung.clear()
-            await self._not_hung.wait()
+            self.not_hung.clear()
+            await self.not_hung.wait()
 
 
 def crash() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -57,8 +56,8 @@ class Routes:
     async def _be_unwell(self) -> None:
         if self.loading:
             raise BadRequest("the model is loading", status=503)
-        if self._model.hung and not self.knobs.healthy_while_hung:
-            await asyncio.get_running_loop().create_future()
+        if not self.knobs.healthy_while_hung:
+            await self._model.not_hung.wait()
 
     def _remember(self, request: Request) -> None:
         body = request.body.decode(errors="replace")
@@ -103,7 +102,11 @@ class Routes:
         reply.json(200, asdict(self.knobs))
 
     def _tell_seen(self, request: Request, reply: Reply) -> None:
-        counters = {**asdict(self._model.counters), "connections": self.connections, "hung": self._model.hung}
+        counters = {
+            **asdict(self._model.counters),
+            "connections": self.connections,
+            "hung": not self._model.not_hung.is_set(),
+        }
         reply.json(200, {"requests": list(self._seen), "counters": counters})
 
     async def _chat(self, request: Request, reply: Reply) -> None:
