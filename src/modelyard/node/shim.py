@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable
 
 from modelyard.engines.contract import ExitReport
 from modelyard.errors import ModelyardError
@@ -22,7 +21,7 @@ from modelyard.node.engine_log import EngineLog, Lines
 from modelyard.node.engine_process import EngineProcess
 from modelyard.node.lease import kill_margin_s, remaining_s
 from modelyard.node.oom import OomCounter
-from modelyard.node.shim_link import ShimLink
+from modelyard.node.shim_link import Greeting, ShimLink
 from modelyard.node.shim_wire import Exited, Hello, Kill, Release, ShimSpec, Stop, ToShim
 from modelyard.records.base import decode
 
@@ -42,7 +41,7 @@ class Shim:
         self._log = EngineLog(spec.log_path, spec.log_max_bytes, spec.log_keep)
         self._lines = Lines()
         self._oom = OomCounter()
-        self._report: ExitReport | None = None
+        self._exited: Exited | None = None
         self._asked = False
         self._done = False
         self._lease_at = 0.0
@@ -64,16 +63,17 @@ class Shim:
         self._clean_up()
 
     def _look_at_engine(self) -> None:
-        if self._report is None and self._engine.poll():
+        if self._exited is None and self._engine.poll():
             self._take_the_rest()
             self._kill_at = None
-            self._report = ExitReport(
+            report = ExitReport(
                 code=self._engine.code,
                 signal=self._engine.signal,
                 out_of_memory=self._engine.signal == signal.SIGKILL and not self._asked and self._oom.rose(),
                 tail=tuple(self._log.tail),
             )
-            self._link.say(Exited(report=self._report, asked=self._asked))
+            self._exited = Exited(report=report, asked=self._asked)
+            self._link.say(self._exited)
 
     def _look_at_clock(self, now: float) -> None:
         if self._kill_at is not None and now >= self._kill_at:
@@ -90,7 +90,7 @@ class Shim:
             self._oom.rose()
             return
         self._engine.kill()
-        self._done = self._report is not None
+        self._done = self._exited is not None
         self._lease_at = now + self._margin_s / 10
 
     def _on_command(self, command: ToShim) -> None:
@@ -101,10 +101,10 @@ class Shim:
                 self._asked = True
                 self._engine.kill()
             case Release():
-                self._done = self._report is not None
+                self._done = self._exited is not None
 
     def _stop(self, grace_s: float) -> None:
-        if self._report is None:
+        if self._exited is None:
             self._asked = True
             self._engine.terminate()
             self._kill_at = min(self._kill_at or float("inf"), time.monotonic() + grace_s)
@@ -140,16 +140,15 @@ class Shim:
             self._log.write(lines)
             self._link.say_lines(lines)
 
-    def _greeting(self) -> tuple[Hello, Iterable[str]]:
+    def _greeting(self) -> Greeting:
         hello = Hello(
             replica=self._spec.replica,
             launch=self._spec.launch,
             shim_pid=os.getpid(),
             engine_pid=self._engine.pid,
             started_at=self._engine.started_at,
-            exited=self._report,
         )
-        return hello, self._log.tail
+        return Greeting(hello, self._log.tail, self._exited)
 
     def _clean_up(self) -> None:
         self._link.close()

@@ -8,10 +8,13 @@ import selectors
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from modelyard.node.shim_wire import (
     MAX_FRAME_BYTES,
+    Exited,
     FromShim,
+    Hello,
     LogLine,
     ToShim,
     frame,
@@ -27,6 +30,15 @@ _REDIAL_S = (0.05, 0.25)
 _MAX_UNSENT_BYTES = 64 * 1024
 
 
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """What every new peer is told, in this order."""
+
+    hello: Hello
+    tail: Iterable[str]
+    exited: Exited | None
+
+
 class ShimLink:
     """One connection at a time, never blocking. `greeting` gives what a new peer is told first; `on_command` gets what
     it says. Log lines wait in a bounded queue that drops the oldest; other records are never dropped while the
@@ -36,7 +48,7 @@ class ShimLink:
         self,
         path: str,
         selector: selectors.BaseSelector,
-        greeting: Callable[[], tuple[FromShim, Iterable[str]]],
+        greeting: Callable[[], Greeting],
         on_command: Callable[[ToShim], None],
     ) -> None:
         self._path, self._selector = path, selector
@@ -101,12 +113,17 @@ class ShimLink:
         self._received.clear()
         self._unsent.clear()
         self._selector.register(connection, selectors.EVENT_READ, self._on_ready)
-        hello, tail = self._greeting()
+        self._greet(self._greeting())
+
+    def _greet(self, greeting: Greeting) -> None:
+        self._unsent += frame(greeting.hello)
         self._lines.clear()
-        self._lines.extend(tail)
+        self._lines.extend(greeting.tail)
         self._dropped = 0
-        self._unsent += frame(hello)
-        self._flush()
+        if greeting.exited is not None:
+            self.say(greeting.exited)
+        else:
+            self._flush()
 
     def _on_ready(self, mask: int) -> None:
         if mask & selectors.EVENT_WRITE:

@@ -36,14 +36,13 @@ class ShimSpec(Record, tag_field="schema", tag="shim/v1"):
 
 class Hello(Record, tag_field="kind", tag="hello/v1"):
     """The first record on every connection: who is there. `started_at` is monotonic seconds (one clock per boot for
-    all processes); `exited` is set where the engine ended already. The log's tail follows as LogLines."""
+    all processes). The log's tail follows as LogLines, and Exited where the engine has ended already."""
 
     replica: str
     launch: str
     shim_pid: int
     engine_pid: int
     started_at: float
-    exited: ExitReport | None = None
 
 
 class LogLine(Record, tag_field="kind", tag="log/v1"):
