@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from modelyard.errors import EnvironmentFailed
 from modelyard.settings import PackageIndex
+
+STOP_S = 5.0
+_TETHERED = Path(__file__).parent / "programs" / "tethered.py"
 
 # Read by settings.load, or set below: an inherited one must not contradict what the settings decided.
 _REPLACED = (
@@ -57,3 +62,71 @@ def uv_environ(index: PackageIndex, base: Mapping[str, str]) -> dict[str, str]:
     env["UV_NO_PROGRESS"] = "1"
     env["UV_PYTHON_DOWNLOADS"] = "never"
     return env
+
+
+@contextmanager
+def uv_process(
+    arguments: Sequence[str], environ: Mapping[str, str], *, cwd: Path, stderr: int
+) -> Generator[subprocess.Popen[bytes]]:
+    """A running uv, its words going to the file descriptor `stderr`. It ends with us, also when we are killed;
+    leaving the block ends it too."""
+    child = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(_TETHERED), *uv_command(), *arguments],
+        cwd=cwd,
+        env=environ,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+    )
+    try:
+        yield child
+    finally:
+        assert child.stdin is not None
+        child.stdin.close()
+        child.wait(STOP_S)
+
+
+def explain_uv_failure(stderr: str) -> tuple[str, str]:
+    """(cause, what to try) of a failed uv command, with uv's own last lines in the cause."""
+    text = stderr.lower()
+    tail = "\n".join(f"  uv: {line}" for line in stderr.strip().splitlines()[-6:])
+    cause, hint = next(
+        ((cause, hint) for signs, cause, hint in _FAILURES if any(sign in text for sign in signs)),
+        ("the package client failed", "the lines above are the package client's own words"),
+    )
+    return f"{cause}\n{tail}" if tail else cause, hint
+
+
+# First match wins: the more specific sign stands first.
+_FAILURES: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    (
+        ("no space left on device", "os error 28", "disk quota exceeded"),
+        "the disk is full",
+        "free some space, or set MODELYARD_STATE to a folder on a larger disk",
+    ),
+    (
+        ("network was disabled", "network connectivity is disabled"),
+        "the package is in no local index and the network is off",
+        "name a folder of wheels in MODELYARD_FIND_LINKS, or unset MODELYARD_OFFLINE",
+    ),
+    (
+        ("certificate", "unknownissuer"),
+        "the package index shows a certificate that this machine does not trust",
+        "name your organisation's CA file in MODELYARD_CA_FILE",
+    ),
+    (
+        ("401 unauthorized", "403 forbidden", "407 proxy"),
+        "the package index refuses access",
+        "check the index's credentials (netrc, or in MODELYARD_INDEX_URL) and the proxy's",
+    ),
+    (
+        ("error sending request", "failed to fetch", "dns error", "connect", "timed out", "timeout", "request failed"),
+        "the package index is out of reach",
+        "check the network, or name a mirror in MODELYARD_INDEX_URL (or wheels in MODELYARD_FIND_LINKS)",
+    ),
+    (
+        ("not found in the package registry", "no version of", "no versions of", "no matching", "only the following"),
+        "the package index has no such version",
+        "the index may be a partial mirror: name another one in MODELYARD_EXTRA_INDEX_URL",
+    ),
+)
