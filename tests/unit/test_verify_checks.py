@@ -61,6 +61,8 @@ class ScriptedEngine:
             self.running -= 1
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
+        if self.defect == "bottomless":
+            return web.Response(body=b'{"x":' + b"[" * 100_000)
         chat = request.path == "/v1/chat/completions"
         if self.defect == "hangs" or (self.defect == "completion hangs" and not chat):
             await asyncio.Event().wait()
@@ -313,6 +315,11 @@ async def test_each_outcome_is_told_as_it_is_known_and_bound_to_the_fingerprint(
     assert (one.deployment, one.verdict, one.fingerprint) == ("small", "red", wanted.fingerprint)
     assert one.expires_at - one.at == VALID_S and one.command == "modelyard verify small"
     assert "+6=" in one.measured and one.duration_s >= 0
+
+
+async def test_a_bottomless_answer_is_red_and_harmless(tmp_path: Path) -> None:
+    report = await verified(tmp_path, ScriptedEngine("bottomless"))
+    assert len(report.red) == len(report.evidence) and "not an OpenAI answer" in report.evidence[0].measured
 
 
 async def test_an_endless_answer_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,12 +68,26 @@ def test_evidence_older_than_an_unreadable_report_no_longer_counts(state: StateD
     assert [one.check for one in latest(state, "small")] == ["stop"]
 
 
-def test_old_reports_are_dropped(state: StateDirectory) -> None:
-    save(state, report(evidence("first")))
+def test_superseded_reports_are_dropped(state: StateDirectory) -> None:
+    for number in range(KEPT_REPORTS + 3):
+        save(state, report(evidence("chat", at=float(number))))
+    assert len(list((state.evidence / "small").iterdir())) == KEPT_REPORTS
+    assert [one.at for one in latest(state, "small")] == [KEPT_REPORTS + 2.0]
+
+
+def test_many_small_reports_do_not_push_out_the_only_proof_of_another_check(state: StateDirectory) -> None:
+    save(state, report(evidence("stop"), evidence("chat")))
+    for _ in range(KEPT_REPORTS + 3):
+        save(state, report(evidence("chat")))
+    assert {one.check for one in latest(state, "small")} == {"chat", "stop"}
+    assert len(list((state.evidence / "small").iterdir())) == KEPT_REPORTS + 1
+
+
+def test_dropping_an_unreadable_report_does_not_bring_older_evidence_back(state: StateDirectory) -> None:
+    save(state, report(evidence("stop")))
+    save(state, report(evidence("chat"))).write_bytes(b"")
     for _ in range(KEPT_REPORTS):
         save(state, report(evidence("chat")))
-    folder = state.evidence / "small"
-    assert len(list(folder.iterdir())) == KEPT_REPORTS
     assert [one.check for one in latest(state, "small")] == ["chat"]
 
 

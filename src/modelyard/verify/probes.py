@@ -8,7 +8,8 @@ from typing import Literal
 from modelyard.verify.checks import Check, Observation
 from modelyard.verify.replica import CHAT, COMPLETION, Replica, quoted
 
-MAX_ANSWER_TOKENS = 24
+# A sentence; a completion's prompt is the beginning of the answer, so that the rest comes first.
+CHAT_TOKENS, COMPLETION_TOKENS = 24, 8
 NONE_KNOWN = "this model has no knowledge probes; its answers are not judged"
 
 
@@ -28,8 +29,10 @@ def check_of(number: int, probe: Probe) -> Check:
     """The check that asks `probe`; probes are numbered from 1."""
 
     async def run(replica: Replica) -> Observation:
-        ask = replica.chat if probe.kind == "chat" else replica.complete
-        output = await ask(probe.prompt, MAX_ANSWER_TOKENS)
+        if probe.kind == "chat":
+            output = await replica.chat(probe.prompt, CHAT_TOKENS)
+        else:
+            output = await replica.complete(probe.prompt, COMPLETION_TOKENS)
         return Observation(f"contains {quoted(probe.expected)}", quoted(output.text), probe.expected in output.text)
 
     return Check(

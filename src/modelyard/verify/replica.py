@@ -129,8 +129,8 @@ class Replica:
         """How the replica takes a request that it must refuse."""
         status, answer = await self._send(path, body)
         try:
-            fault = decode(answer, _FaultBody).error
-        except ModelyardError:
+            fault = _parsed(answer, _FaultBody).error
+        except WrongAnswer:
             return Refusal(status, "", "")
         return Refusal(status, fault.type, fault.message)
 
@@ -226,6 +226,6 @@ def _expect_ok(status: int, body: bytes) -> None:
 def _parsed(body: bytes, kind: type[T]) -> T:
     try:
         return decode(body, kind)
-    except ModelyardError as error:
+    except (ModelyardError, RecursionError) as error:
         reason = error.__cause__ or error
         raise WrongAnswer(f"not an OpenAI answer: {reason}: {quoted(body.decode(errors='replace'))}") from error

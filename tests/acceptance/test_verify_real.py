@@ -1,0 +1,117 @@
+"""Verification against the real engine program and the real model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import tempfile
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from modelyard.clock import SYSTEM
+from modelyard.engines.contract import Capabilities
+from modelyard.records.fingerprint import Fingerprint
+from modelyard.verify import run
+from modelyard.verify.probes import Probe
+from modelyard.verify.report import explain
+from needs import missing
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
+
+PROGRAM = Path(run.__file__).parents[1] / "programs" / "openvino_server.py"
+CONTEXT_TOKENS = 2048
+PROBES = (
+    Probe("chat", "What is the capital of Japan?", "Tokyo", 0.67),
+    Probe("chat", "What is the capital of Russia?", "Moscow", 0.65),
+    Probe("completion", "The capital of France is", "Paris", 0.94),
+)
+
+
+def needed(variable: str, what: str) -> str:
+    return os.environ.get(variable) or missing(f"{variable} does not name {what}")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def address() -> AsyncGenerator[str]:
+    """Where the engine listens once it is ready; one load serves every test of this file."""
+    python = needed("MODELYARD_TEST_OPENVINO_PYTHON", "an interpreter with openvino-genai")
+    model = needed("MODELYARD_TEST_MODEL_GGUF", "the packaged model's file")
+    with tempfile.TemporaryDirectory() as folder:
+        listen, config = f"unix:{folder}/engine.sock", Path(folder) / "config.json"
+        config.write_text(json.dumps(_configuration(model, listen)))
+        process = await asyncio.create_subprocess_exec(
+            python, str(PROGRAM), "--config", str(config), stdout=asyncio.subprocess.PIPE
+        )
+        try:
+            async with asyncio.timeout(120):
+                await _ready(process)
+            yield listen
+        finally:
+            with suppress(ProcessLookupError):
+                process.terminate()
+            await process.communicate()
+
+
+async def _ready(process: asyncio.subprocess.Process) -> None:
+    assert process.stdout is not None
+    seen: list[bytes] = []
+    async for line in process.stdout:
+        seen.append(line)
+        if line.startswith(b"ready "):
+            return
+    raise AssertionError(f"the engine ended: {seen[-5:]}")
+
+
+def _configuration(model: str, listen: str) -> dict[str, object]:
+    return {
+        "model_path": model,
+        "served_name": "smollm2",
+        "address": listen,
+        "threads": 2,
+        "kv_cache_bytes": 256 << 20,
+        "max_batched_tokens": 128,
+        "max_sequences": 8,
+        "max_queued": 64,
+        "context_tokens": CONTEXT_TOKENS,
+        "prefix_cache": True,
+        "properties": {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "KV_CACHE_PRECISION": "u8",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32",
+        },
+        "stall_s": 20,
+    }
+
+
+def target(address: str, *probes: Probe) -> run.Target:
+    capabilities = Capabilities(
+        formats=frozenset({"gguf"}),
+        architectures=frozenset({"llama"}),
+        endpoints=frozenset({"/v1/chat/completions", "/v1/completions"}),
+        unix_socket=True,
+        structured_output=True,
+        cached_token_usage=True,
+        drains_on_terminate=False,
+    )
+    fingerprint = Fingerprint(artifact="a", engine="e", configuration="c", machine="m")
+    return run.Target("smollm2", address, "smollm2", capabilities, CONTEXT_TOKENS, fingerprint, probes)
+
+
+async def test_every_claim_of_the_real_engine_holds(address: str) -> None:
+    wanted = target(address, *PROBES)
+    report = await run.verify(wanted, clock=SYSTEM, on_result=lambda _: None)
+    assert report.green, explain(report)
+    assert report.skipped == ()
+    assert {evidence.check for evidence in report.evidence} == run.required_checks(wanted)
+
+
+async def test_the_real_model_can_fail_a_probe(address: str) -> None:
+    wanted = target(address, Probe("chat", "What is the capital of Japan?", "Atlantis", 0.5))
+    report = await run.verify(wanted, clock=SYSTEM, on_result=lambda _: None, only=run.SMOKE)
+    assert [evidence.verdict for evidence in report.evidence] == ["red"]
+    assert "Tokyo" in report.evidence[0].measured
