@@ -24,9 +24,9 @@ SYSTEM_PATH = "/usr/bin:/bin"
 # A stand-in for `python3`: real for `-c`, pretending for `-m venv`.
 PYTHON = """#!/bin/sh
 case $1 in
--c) exec {real} "$@" ;;
--m) [ ! -r {folder}/venv-fails ] || {{ cat {folder}/venv-fails; exit 1; }}
-    mkdir -p "$3/bin" && cp {folder}/venv-python "$3/bin/python" ;;
+-c) case $2 in *ensurepip*) [ ! -r {folder}/no-ensurepip ] || set -- -c "import ensurepip_is_elsewhere" ;; esac
+    exec {real} "$@" ;;
+-m) mkdir -p "$4/bin" && cp {folder}/venv-python "$4/bin/python" ;;
 esac
 """
 
@@ -254,7 +254,7 @@ def test_a_failing_installation_is_a_sentence_and_leaves_nothing(checkout: Check
 
 
 def test_a_python_without_its_venv_module_names_the_package_to_install(checkout: Checkout) -> None:
-    (checkout.fake / "venv-fails").write_text("... because ensurepip is not available.\n")
+    (checkout.fake / "no-ensurepip").touch()
     code, _, err = checkout.run("up")
     assert (code, "apt install python3-venv" in err) == (3, True)
     assert not checkout.venv.exists()
