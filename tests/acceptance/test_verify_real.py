@@ -15,9 +15,9 @@ import pytest_asyncio
 
 from modelyard.clock import SYSTEM
 from modelyard.engines.contract import Capabilities
+from modelyard.models.catalogue import SMOLLM2, KnowledgeProbe
 from modelyard.records.fingerprint import Fingerprint
 from modelyard.verify import run
-from modelyard.verify.probes import Probe
 from modelyard.verify.report import explain
 from needs import missing
 
@@ -25,11 +25,6 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
 
 PROGRAM = Path(run.__file__).parents[1] / "programs" / "openvino_server.py"
 CONTEXT_TOKENS = 2048
-PROBES = (
-    Probe("chat", "What is the capital of Japan?", "Tokyo", 0.67),
-    Probe("chat", "What is the capital of Russia?", "Moscow", 0.65),
-    Probe("completion", "The capital of France is", "Paris", 0.94),
-)
 
 
 def needed(variable: str, what: str) -> str:
@@ -88,7 +83,7 @@ def _configuration(model: str, listen: str) -> dict[str, object]:
     }
 
 
-def target(address: str, *probes: Probe) -> run.Target:
+def target(address: str, *probes: KnowledgeProbe) -> run.Target:
     capabilities = Capabilities(
         formats=frozenset({"gguf"}),
         architectures=frozenset({"llama"}),
@@ -103,7 +98,7 @@ def target(address: str, *probes: Probe) -> run.Target:
 
 
 async def test_every_claim_of_the_real_engine_holds(address: str) -> None:
-    wanted = target(address, *PROBES)
+    wanted = target(address, *SMOLLM2.probes)
     report = await run.verify(wanted, clock=SYSTEM, on_result=lambda _: None)
     assert report.green, explain(report)
     assert report.skipped == ()
@@ -111,7 +106,9 @@ async def test_every_claim_of_the_real_engine_holds(address: str) -> None:
 
 
 async def test_the_real_model_can_fail_a_probe(address: str) -> None:
-    wanted = target(address, Probe("chat", "What is the capital of Japan?", "Atlantis", 0.5))
+    wanted = target(
+        address, KnowledgeProbe(kind="chat", prompt="What is the capital of Japan?", expected="Atlantis", margin=0.5)
+    )
     report = await run.verify(wanted, clock=SYSTEM, on_result=lambda _: None, only=run.SMOKE)
     assert [evidence.verdict for evidence in report.evidence] == ["red"]
     assert "Tokyo" in report.evidence[0].measured

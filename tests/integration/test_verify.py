@@ -8,19 +8,19 @@ import pytest
 
 from modelyard.clock import SYSTEM
 from modelyard.engines.fake import FakeAdapter
+from modelyard.models.catalogue import KnowledgeProbe
 from modelyard.records.fingerprint import Fingerprint
 from modelyard.state import StateDirectory
 from modelyard.testing.fake_child import FakeEngine
 from modelyard.verify.evidence import latest, save, still_proved
-from modelyard.verify.probes import Probe
 from modelyard.verify.report import Report, explain
 from modelyard.verify.run import SMOKE, Target, required_checks, verify
 
 HERE = Fingerprint(artifact="a", engine="e", configuration="c", machine="m")
 PROBES = (
-    Probe("chat", "What is the capital of Japan?", "Tokyo", 0.67),
-    Probe("chat", "What is the capital of Greece?", "Athens", 0.60),
-    Probe("completion", "The capital of France is", "Paris", 0.94),
+    KnowledgeProbe(kind="chat", prompt="What is the capital of Japan?", expected="Tokyo", margin=0.67),
+    KnowledgeProbe(kind="chat", prompt="What is the capital of Greece?", expected="Athens", margin=0.60),
+    KnowledgeProbe(kind="completion", prompt="The capital of France is", expected="Paris", margin=0.94),
 )
 
 

@@ -15,17 +15,17 @@ from aiohttp import web
 
 from modelyard.clock import SYSTEM
 from modelyard.engines.contract import Capabilities
+from modelyard.models.catalogue import KnowledgeProbe
 from modelyard.records.evidence import Evidence
 from modelyard.records.fingerprint import Fingerprint
-from modelyard.verify.probes import Probe
 from modelyard.verify.report import Report, explain
 from modelyard.verify.run import EVERYTHING, SMOKE, VALID_S, Selection, Target, checks_for, required_checks, verify
 
 CONTEXT_TOKENS = 500
 NUMBERS = [f"number{index} " for index in range(40)]
 PROBES = (
-    Probe("chat", "What is the capital of Japan?", "Tokyo", 0.67),
-    Probe("completion", "The capital of France is", "Paris", 0.94),
+    KnowledgeProbe(kind="chat", prompt="What is the capital of Japan?", expected="Tokyo", margin=0.67),
+    KnowledgeProbe(kind="completion", prompt="The capital of France is", expected="Paris", margin=0.94),
 )
 FUNCTIONAL_NAMES = {
     "chat",

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import msgspec
 
 from modelyard.engines.contract import Capabilities
-from modelyard.verify.replica import CHAT, COMPLETION, Endpoint, Output, Refusal, Replica, quoted
+from modelyard.verify.answers import Output, Refusal, quoted
+from modelyard.verify.replica import CHAT, COMPLETION, Endpoint, Replica
 
 # Any model that follows a chat template answers this with more words than a check asks for.
 COUNT = "Count from one to thirty in words."

@@ -9,11 +9,13 @@ from typing import Final
 
 from modelyard.clock import Clock
 from modelyard.engines.contract import Capabilities
+from modelyard.models.catalogue import KnowledgeProbe
 from modelyard.records.evidence import Evidence
 from modelyard.records.fingerprint import Fingerprint
+from modelyard.verify.answers import WrongAnswer
 from modelyard.verify.checks import FUNCTIONAL, Check, Observation
-from modelyard.verify.probes import NONE_KNOWN, Probe, check_of
-from modelyard.verify.replica import CHAT, Replica, Unreachable, WrongAnswer, connect
+from modelyard.verify.probes import NONE_KNOWN, check_of
+from modelyard.verify.replica import CHAT, Replica, Unreachable, connect
 from modelyard.verify.report import Report, Skipped
 
 VALID_S = 7 * 24 * 3600.0
@@ -36,7 +38,7 @@ class Target:
     capabilities: Capabilities
     context_tokens: int
     fingerprint: Fingerprint
-    probes: tuple[Probe, ...] = ()
+    probes: tuple[KnowledgeProbe, ...] = ()
 
 
 def checks_for(target: Target) -> tuple[Check, ...]:
