@@ -201,6 +201,15 @@ def test_an_environment_made_by_somebody_else_is_left_alone(checkout: Checkout) 
     assert (checkout.venv / "precious").exists()
 
 
+def test_what_a_kill_at_the_worst_moment_leaves_is_cleared_away(checkout: Checkout) -> None:
+    """Between making the folder and marking it, or half way through removing an old one."""
+    checkout.venv.mkdir()
+    old = checkout.root / ".venv.old"
+    (old / "lib").mkdir(parents=True)
+    assert checkout.run("version")[0] == 0
+    assert not old.exists()
+
+
 def test_a_python_that_is_too_old_is_named_with_what_to_install(checkout: Checkout) -> None:
     only_old_python(checkout, "3.9.2")
     code, _, err = checkout.run("version")
