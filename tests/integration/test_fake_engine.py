@@ -543,6 +543,15 @@ async def test_work_advances_during_a_prefill(eventually: Eventually):
         asking.cancel()
 
 
+async def test_tokens_come_at_their_interval(eventually: Eventually):
+    async with FakeEngine(token_interval_s=60) as engine:
+        asking = asyncio.create_task(engine.request("POST", CHAT, a_chat()))
+        await eventually(lambda: _worked(engine, 1))
+        for _ in range(20):
+            assert await metric(engine, "generated_tokens") == 0
+        asking.cancel()
+
+
 async def _worked(engine: FakeEngine, steps: int) -> bool:
     return (await metric(engine, "work_done") or 0) >= steps
 
