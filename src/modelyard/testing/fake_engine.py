@@ -57,8 +57,10 @@ class _Connection(http1.Connection):
             asyncio.get_running_loop().call_later(self._routes.knobs.slow_read_s, self._client.resume_reading)
 
     async def _handle(self, request: Request, reply: Reply) -> None:
-        await self._routes.handle(request, reply)
-        self._replied = True
+        try:
+            await self._routes.handle(request, reply)
+        finally:
+            self._replied = True
         if self._routes.knobs.close_keepalive_after_reply:
             reply.transport.close()
 
@@ -119,6 +121,8 @@ async def _load_and_listen(routes: Routes) -> asyncio.Server:
 
 
 async def _load_with_progress(knobs: Knobs) -> None:
+    if not knobs.progress_lines:
+        await asyncio.sleep(knobs.startup_s)
     for line in range(knobs.progress_lines):
         await asyncio.sleep(knobs.startup_s / knobs.progress_lines)
         say("progress", stage="loading", fraction=(line + 1) / knobs.progress_lines)
