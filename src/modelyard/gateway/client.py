@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
-from modelyard.gateway.keyring import ANONYMOUS
+from modelyard.gateway.keyring import ANONYMOUS, Keyring
 from modelyard.gateway.limits import WIRE
 from modelyard.gateway.refusals import Refusal
 from modelyard.gateway.routes import Route, find
@@ -25,58 +25,83 @@ _NO_ROUTE = Route("", "", "health", open_to_all=True)
 
 
 class Request:
-    """One request as received. `target` is the request target as sent; `admitted` once its key was accepted."""
+    """One request as received. `target` is the request target as sent; `admitted` once its key was accepted.
 
-    __slots__ = (
-        "admitted",
-        "at",
-        "began",
-        "body",
-        "chunked_allowed",
-        "coded",
-        "content_length",
-        "expects",
-        "has_body",
-        "head_bytes",
-        "hosts",
-        "id",
-        "keep_alive",
-        "key",
-        "method",
-        "parts",
-        "received",
-        "refusal",
-        "route",
-        "secret",
-        "sequence",
-        "target",
-    )
+    What most requests leave untouched are class attributes: an instance holds only what is its own."""
+
+    method = b""
+    target = b""
+    secret = ""
+    body = b""
+    hosts = 0
+    head_bytes = 0
+    content_length = 0
+    received = 0
+    coded = expects = has_body = admitted = False
+    keep_alive = chunked_allowed = True
+    refusal: Refusal | None = None
+    route: Route = _NO_ROUTE
+    key: KeyRecord = ANONYMOUS
 
     def __init__(self, sequence: int, request_id: str, at: float, began: float) -> None:
         self.sequence, self.id, self.at, self.began = sequence, request_id, at, began
-        self.method = b""
-        self.target = b""
-        self.secret = ""
-        self.hosts = 0
-        self.coded = self.expects = self.has_body = self.admitted = False
-        self.head_bytes = 0
-        self.content_length = 0
-        self.received = 0
-        self.parts: list[bytes] = []
-        self.body = b""
-        self.keep_alive = True
-        self.chunked_allowed = True
-        self.refusal: Refusal | None = None
-        self.route: Route = _NO_ROUTE
-        self.key: KeyRecord = ANONYMOUS
+
+
+class HeadMemo:
+    """The last head of a connection, split around the digits of its Content-Length.
+
+    A client repeats its head on a kept-alive connection, all but that number. Bytes that are the same mean the same:
+    the route and the key need not be found again, as long as no key has changed or expired meanwhile."""
+
+    __slots__ = ("_after", "_before", "_digits_at", "_expires_at", "_key", "_keyring", "_route", "_version")
+
+    def __init__(self, before: bytes, after: bytes, request: Request, keyring: Keyring) -> None:
+        self._before, self._after, self._digits_at = before, after, len(before)
+        self._route, self._key = request.route, request.key
+        self._keyring, self._version = keyring, keyring.version
+        self._expires_at = keyring.expires_at(request.key)
+
+    @classmethod
+    def of(cls, data: bytes, request: Request, keyring: Keyring) -> HeadMemo | None:
+        """A memo of the head that `data` begins with; None where there is more to it than a plain call."""
+        head = data[: data.find(b"\r\n\r\n") + 4]
+        lowered = head.lower()
+        name = b"\r\ncontent-length: "
+        if lowered.count(name) != 1 or request.expects or request.coded or not request.keep_alive:
+            return None
+        start = lowered.find(name) + len(name)
+        end = head.find(b"\r", start)
+        return cls(head[:start], head[end:], request, keyring) if head[start:end].isdigit() else None
+
+    def repeated(self, data: bytes, service: Service) -> Request | None:
+        """The request that `data` holds if it is whole and its head is the same again."""
+        start = self._digits_at
+        if not data.startswith(self._before):
+            return None
+        end = data.find(b"\r", start, start + 12)
+        if end < 0 or not data.startswith(self._after, end):
+            return None
+        digits = data[start:end]
+        body_at = end + len(self._after)
+        if not digits.isdigit() or int(digits) != len(data) - body_at:
+            return None
+        request = service.new_request()
+        if self._version != self._keyring.version or request.at >= self._expires_at:
+            return None
+        request.route, request.key, request.admitted = self._route, self._key, True
+        request.body = data[body_at:]
+        return request
 
 
 class ClientConnection(asyncio.Protocol):
     """Parses requests and runs one exchange at a time; `deadline` is what the sweep holds the client to."""
 
     __slots__ = (
+        "_head_in",
         "_lingering",
+        "_memo",
         "_parser",
+        "_parts",
         "_service",
         "_transport",
         "_waiting",
@@ -97,6 +122,9 @@ class ClientConnection(asyncio.Protocol):
         self.fields = 0
         self.paused = False
         self._lingering = False
+        self._parts: list[bytes] = []
+        self._head_in = b""
+        self._memo: HeadMemo | None = None
         self.deadline = service.now() + WIRE.head_timeout_s
 
     # The event loop's side.
@@ -111,6 +139,7 @@ class ClientConnection(asyncio.Protocol):
         self._service.connected(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
         self._service.disconnected(self)
         self._waiting.clear()
         if self.exchange is not None:
@@ -119,6 +148,13 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._lingering:
             return
+        self._head_in = b""
+        if self.receiving is None and self.exchange is None and not self._waiting:
+            request = self._memo.repeated(data, self._service) if self._memo is not None else None
+            if request is not None:
+                self._serve(request)
+                return
+            self._head_in = data
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -143,6 +179,7 @@ class ClientConnection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self.receiving = self._service.new_request()
+        self._parts.clear()
         self.fields = 0
         if self.exchange is None:
             self.deadline = self._service.now() + WIRE.head_timeout_s
@@ -198,6 +235,8 @@ class ClientConnection(asyncio.Protocol):
             self.deadline = self._service.now() + WIRE.body_timeout_s
             if request.expects and self._transport is not None:
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            if self._head_in and request.route.kind == "inference":
+                self._memo = HeadMemo.of(self._head_in, request, self._service.keyring)
 
     def _check_head(self, request: Request, version: str) -> None:
         if version not in ("1.0", "1.1"):
@@ -224,13 +263,13 @@ class ClientConnection(asyncio.Protocol):
         if request.received > WIRE.body_bytes:
             raise _too_large()
         if request.refusal is None:
-            request.parts.append(body)
+            self._parts.append(body)
 
     def on_message_complete(self) -> None:
         request, self.receiving = self.receiving, None
         assert request is not None
-        request.body = request.parts[0] if len(request.parts) == 1 else b"".join(request.parts)
-        request.parts.clear()
+        request.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
         if self.exchange is not None or self._waiting:
             # Pipelined: answered in turn. Nothing more is read until then, so one read bounds what can wait.
             self._waiting.append(request)
@@ -242,7 +281,7 @@ class ClientConnection(asyncio.Protocol):
     # The exchange's side.
 
     def write(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
+        if self._transport is not None:
             self._transport.write(data)
 
     def exchange_ended(self, exchange: Exchange, last: bytes) -> None:

@@ -6,6 +6,7 @@ ends exactly once, in `_end`. Whatever happens first decides: a later event find
 from __future__ import annotations
 
 import asyncio
+from time import monotonic as now
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -40,48 +41,25 @@ class _EngineErrorBody(msgspec.Struct):
 class Exchange:
     """One request to one deployment. `seats` is held from `seated` until `_end`."""
 
-    __slots__ = (
-        "_connecting",
-        "_lane",
-        "admission",
-        "attempts",
-        "bytes_out",
-        "call",
-        "client",
-        "connection",
-        "decision",
-        "ended",
-        "error_status",
-        "first_byte_at",
-        "progressed",
-        "quiet_since",
-        "request",
-        "retry_after",
-        "seated_at",
-        "seats",
-        "service",
-        "ticket",
-        "upstream",
-    )
+    ended = False
+    progressed = True
+    attempts = 0
+    bytes_out = 0
+    seated_at = first_byte_at = quiet_since = 0.0
+    error_status = 0
+    retry_after = b""
+    admission: Admission | None = None
+    seats: Seats | None = None
+    ticket: Queued | None = None
+    decision: Decision | None = None
+    call: Call | None = None
+    upstream: Upstream | None = None
+    connection: UpstreamConnection | None = None
+    _lane: RawLane | WholeLane | None = None
+    _connecting: asyncio.Task[None] | None = None
 
     def __init__(self, service: Service, client: ClientConnection, request: Request) -> None:
         self.service, self.client, self.request = service, client, request
-        self.ended = False
-        self.progressed = True
-        self.attempts = 0
-        self.bytes_out = 0
-        self.seated_at = self.first_byte_at = self.quiet_since = 0.0
-        self.error_status = 0
-        self.retry_after = b""
-        self.admission: Admission | None = None
-        self.seats: Seats | None = None
-        self.ticket: Queued | None = None
-        self.decision: Decision | None = None
-        self.call: Call | None = None
-        self.upstream: Upstream | None = None
-        self.connection: UpstreamConnection | None = None
-        self._lane: RawLane | WholeLane | None = None
-        self._connecting: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
         """Check what is asked and ask for a seat; every refusal is answered here."""
@@ -94,7 +72,7 @@ class Exchange:
             self.service.keyring.authorize(self.request.key, call.model, self.request.route.endpoint)
             table, required = _TABLES[self.request.route.endpoint]
             self.upstream = upstream_body(call, table, required, admission.deployment)
-            self.ticket = admission.enter(self, self.service.now())
+            self.ticket = admission.enter(self, now())
         except Refusal as refusal:
             self._refuse(refusal)
 
@@ -103,7 +81,7 @@ class Exchange:
     def seated(self, seats: Seats, decision: Decision) -> None:
         self.seats, self.decision = seats, decision
         self.ticket = None
-        self.seated_at = self.service.now()
+        self.seated_at = now()
         self._dispatch(seats.pool.take(self.seated_at))
 
     def not_seated(self, reason: str) -> None:
@@ -156,8 +134,11 @@ class Exchange:
                 out = lane.read(raw, pieces, between_chunks, done)
                 if done:
                     self._stream_done(lane, out)
+                elif self.first_byte_at:
+                    self.bytes_out += len(out)
+                    self.client.write(out)
                 elif out:
-                    self._send_stream(out)
+                    self._first_bytes(out)
             elif type(lane) is WholeLane:
                 lane.read(pieces)
                 if done:
@@ -177,14 +158,13 @@ class Exchange:
         else:
             self._upstream_broken(cause)
 
-    def _send_stream(self, out: bytes) -> None:
-        if not self.first_byte_at:
-            out = self._start_stream() + out
+    def _first_bytes(self, out: bytes) -> None:
+        out = self._start_stream() + out
         self.bytes_out += len(out)
         self.client.write(out)
 
     def _start_stream(self) -> bytes:
-        self.first_byte_at = self.service.now()
+        self.first_byte_at = now()
         request = self.request
         return stream_head(request.id, self._warning(), keep_alive=request.keep_alive, chunked=request.chunked_allowed)
 
@@ -206,7 +186,7 @@ class Exchange:
         if call.stream:
             raise BrokenStream("the engine answered a stream with a plain body")
         self._give_connection_back()
-        self.first_byte_at = self.service.now()
+        self.first_byte_at = now()
         request = self.request
         out = json_head(len(body), request.id, self._warning(), keep_alive=request.keep_alive) + body
         self.bytes_out = len(out)
@@ -270,18 +250,18 @@ class Exchange:
         if self.connection is not None:
             self.connection.resume()
 
-    def check_progress(self, now: float) -> None:
+    def check_progress(self, at: float) -> None:
         """Called by the sweep: an engine that sends nothing for too long is given up. A client that reads slowly
         holds the engine back by our own doing: that is its deadline, not the engine's."""
         if self.progressed or self.seats is None or self.client.paused:
             self.progressed = False
-            self.quiet_since = now
+            self.quiet_since = at
             return
         assert self.admission is not None
         deployment = self.admission.deployment
-        if self.first_byte_at and now - self.quiet_since > deployment.stall_timeout_s:
+        if self.first_byte_at and at - self.quiet_since > deployment.stall_timeout_s:
             self._upstream_broken(f"nothing came for {deployment.stall_timeout_s:g} s in the middle of an answer")
-        elif not self.first_byte_at and now - self.quiet_since > deployment.first_byte_timeout_s:
+        elif not self.first_byte_at and at - self.quiet_since > deployment.first_byte_timeout_s:
             self._upstream_broken(f"no first byte within {deployment.first_byte_timeout_s:g} s")
 
     # The end.
@@ -299,7 +279,7 @@ class Exchange:
         connection.release()
         if self.client.paused:
             connection.resume()
-        self.seats.pool.give(connection, self.service.now())
+        self.seats.pool.give(connection, now())
 
     def _refuse(self, refusal: Refusal, outcome: Outcome = "refused") -> None:
         if self.ended:
@@ -323,7 +303,7 @@ class Exchange:
             self.connection.abort()
             self.connection = None
         service, request, seats = self.service, self.request, self.seats
-        now = service.now()
+        ended_at = now()
         source: UsageSource = "engine" if usage is not None else "estimated" if events else "none"
         service.record(
             RequestRecord(
@@ -339,7 +319,7 @@ class Exchange:
                 stream=self.call is not None and self.call.stream,
                 queued_s=_since(request.began, self.seated_at),
                 first_byte_s=_since(request.began, self.first_byte_at),
-                total_s=_since(request.began, now),
+                total_s=_since(request.began, ended_at),
                 bytes_in=len(request.body),
                 bytes_out=self.bytes_out,
                 attempts=self.attempts,

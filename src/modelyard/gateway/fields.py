@@ -72,8 +72,17 @@ def _logit_bias(value: Any) -> str:
 
 
 def _tools(value: Any) -> str:
-    fine = type(value) is list and len(cast("list[Any]", value)) <= FIELDS.tools
-    return "" if fine else f"must be a list of at most {FIELDS.tools} tools"
+    if type(value) is not list or len(cast("list[Any]", value)) > FIELDS.tools:
+        return f"must be a list of at most {FIELDS.tools} tools"
+    return _too_deep(value)
+
+
+def _tool_choice(value: Any) -> str:
+    return _too_deep(value) if type(value) in (str, dict) else "must be a string or an object"
+
+
+def _too_deep(value: Any) -> str:
+    return f"nests deeper than {FIELDS.json_depth} levels" if depth(value) > FIELDS.json_depth else ""
 
 
 def _response_format(value: Any) -> str:
@@ -111,6 +120,7 @@ def _messages(value: Any) -> str:
     return ""
 
 
+_MESSAGE_FIELDS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "refusal"})
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 
 
@@ -121,6 +131,11 @@ def _message(message: Any) -> str:
     role = fields.get("role")
     if type(role) is not str or role not in _ROLES:
         return f"needs a role out of {', '.join(sorted(_ROLES))}"
+    if len(fields) > 2:
+        if unknown := fields.keys() - _MESSAGE_FIELDS:
+            return f"has an unknown field {min(unknown)[:64]!r}"
+        if problem := _too_deep(fields):
+            return problem
     content = fields.get("content")
     if type(content) is str or (content is None and role == "assistant"):
         return ""
@@ -157,7 +172,7 @@ CHAT: dict[str, Check] = {
     "max_completion_tokens": _integer(1, FIELDS.max_tokens),
     "response_format": _response_format,
     "tools": _tools,
-    "tool_choice": lambda value: "" if type(value) in (str, dict) else "must be a string or an object",
+    "tool_choice": _tool_choice,
     "parallel_tool_calls": _boolean,
     "logprobs": _boolean,
     "top_logprobs": _integer(0, FIELDS.top_logprobs),
@@ -175,23 +190,25 @@ COMPLETION: dict[str, Check] = {
 
 @dataclass(slots=True)
 class Call:
-    """A request as parsed at the edge: `fields` holds JSON values; `model` and `stream` are checked already."""
+    """A request as parsed at the edge: `fields` holds JSON values, `compact` is their encoding; `model` and `stream`
+    are checked already."""
 
     fields: dict[str, Any]
+    compact: bytes
     model: str
     stream: bool
 
 
 def parse(body: bytes, limits: FieldLimits = FIELDS) -> Call:
     """Reads what routing needs; the rest is checked by `upstream_body`, once the deployment is known."""
-    fields = parse_object(body, limits)
+    fields, compact = parse_object(body, limits)
     model = fields.get("model")
     if type(model) is not str or not model:
         raise invalid("name a model", "model")
     stream = fields.get("stream")
     if stream is not None and type(stream) is not bool:
         raise invalid("must be true or false", "stream")
-    return Call(fields, model, bool(stream))
+    return Call(fields, compact, model, bool(stream))
 
 
 @dataclass(slots=True)
@@ -205,30 +222,39 @@ class Upstream:
 
 def upstream_body(call: Call, table: dict[str, Check], required: str, deployment: Deployment) -> Upstream:
     """The body for the deployment's engine. Raises Refusal naming the field at fault."""
-    body: dict[str, Any] = {}
-    stripped: list[str] = []
-    for name, value in call.fields.items():
+    fields = call.fields
+    dropped: list[str] = []
+    for name, value in fields.items():
         check = table.get(name)
-        if check is None:
-            stripped.append(name)
-        elif value is not None:
-            if problem := check(value):
-                raise invalid(f"{name} {problem}", name)
-            body[name] = value
-    if required not in body:
+        if check is None or value is None:
+            dropped.append(name)
+        elif problem := check(value):
+            raise invalid(f"{name} {problem}", name)
+    if fields.get(required) is None:
         raise invalid(f"{required} is missing", required)
+    for name in deployment.refused_fields:
+        if fields.get(name) is not None:
+            raise invalid(f"{name} is not supported by the engine behind {deployment.name!r}", name)
+    stripped = tuple(name for name in dropped if name not in table)
     if stripped and deployment.unknown_fields == "refuse":
         raise Refusal(400, f"unknown field {stripped[0][:64]!r}", code="unknown_parameter", param=stripped[0][:64])
-    for name in deployment.refused_fields:
-        if name in body:
-            raise invalid(f"{name} is not supported by the engine behind {deployment.name!r}", name)
-    body["model"] = deployment.engine_model
-    options = body.pop("stream_options", None)
-    usage_asked = False
-    if call.stream:
-        usage_asked = bool(_object(options).get("include_usage"))
-        body["stream_options"] = {"include_usage": True}
-    return Upstream(msgspec.json.encode(body), usage_asked, tuple(stripped))
+    usage_asked = call.stream and bool(_object(fields.get("stream_options")).get("include_usage"))
+    return Upstream(_built(call, dropped, deployment.engine_model, usage_asked), usage_asked, stripped)
+
+
+def _built(call: Call, dropped: list[str], engine_model: str, usage_asked: bool) -> bytes:
+    """Encoded from the checked fields; `compact` is just that where nothing had to change."""
+    fields = call.fields
+    if call.stream and not usage_asked:
+        fields["stream_options"] = {"include_usage": True}
+    elif not dropped and call.model == engine_model and (usage_asked or "stream_options" not in fields):
+        return call.compact
+    for name in dropped:
+        del fields[name]
+    if not call.stream:
+        fields.pop("stream_options", None)
+    fields["model"] = engine_model
+    return msgspec.json.encode(fields)
 
 
 def _has_remote_reference(value: Any) -> bool:

@@ -20,12 +20,19 @@ class Keyring:
 
     keys: dict[str, KeyRecord] = field(default_factory=dict[str, KeyRecord])
     revoked: set[str] = field(default_factory=set[str])
+    version: int = 0
 
     def apply(self, event: KeyEvent) -> None:
+        self.version += 1
         if isinstance(event, KeyCreated):
             self.keys[event.key.id] = event.key
         else:
             self.revoked.add(event.id)
+
+    def clear(self) -> None:
+        self.version += 1
+        self.keys.clear()
+        self.revoked.clear()
 
     def authenticate(self, secret: str, now: float) -> KeyRecord:
         """The record of a live key. Raises Refusal (401) without saying which part was wrong."""
@@ -33,6 +40,10 @@ class Keyring:
         if record is None or not matches(secret, record) or not all(self._live(k, now) for k in self._line(record)):
             raise Refusal(401, "the key is not valid here", code="invalid_api_key")
         return record
+
+    def expires_at(self, key: KeyRecord) -> float:
+        """When the key ends by itself, or the first of those above it does: Unix seconds, infinity if never."""
+        return min((one.expires_at for one in self._line(key) if one.expires_at is not None), default=float("inf"))
 
     def authorize(self, key: KeyRecord, deployment: str, endpoint: str) -> None:
         """Raises Refusal (403) where the key, or one above it, does not reach that far."""
@@ -76,8 +87,7 @@ class KeyLog:
             return False
         if self.identity != (status.st_dev, status.st_ino) or status.st_size < self.offset:
             self.identity, self.offset = (status.st_dev, status.st_ino), 0
-            keyring.keys.clear()
-            keyring.revoked.clear()
+            keyring.clear()
         if status.st_size == self.offset:
             return False
         with open(self.path, "rb") as file:

@@ -78,10 +78,13 @@ class RawLane:
         if not pieces:
             return self._finish(raw if self.chunked else b"") if done else b""
         self.events += 1
-        if self.chunked and between_chunks and not self._held and not any(map(_spans_or_counts, pieces)):
-            self._last = pieces[-1]
-            return self._finish(raw) if done else raw
-        return self._rewrite(b"".join(pieces), done)
+        if not between_chunks or self._held or not self.chunked:
+            return self._rewrite(b"".join(pieces), done)
+        for piece in pieces:
+            if _USAGE in piece or not piece.endswith(_END_OF_EVENT):
+                return self._rewrite(b"".join(pieces), done)
+        self._last = pieces[-1]
+        return self._finish(raw) if done else raw
 
     def _finish(self, out: bytes) -> bytes:
         """The stream is whole only if the engine said so."""
@@ -119,11 +122,6 @@ class RawLane:
             return True
         self.usage = parsed.usage
         return bool(parsed.choices) or self.usage_asked
-
-
-def _spans_or_counts(piece: bytes) -> bool:
-    """Whether a piece ends inside an event or speaks of usage: then the read cannot pass untouched."""
-    return _USAGE in piece or not piece.endswith(_END_OF_EVENT)
 
 
 @dataclass(slots=True)

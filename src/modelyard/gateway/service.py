@@ -30,7 +30,7 @@ class Service:
     """One gateway worker. Everything here runs on one event loop and is owned by it."""
 
     def __init__(self, journal: JournalWriter, keyring: Keyring) -> None:
-        self.now = asyncio.get_running_loop().time
+        self.now = time.monotonic
         self.journal = journal
         self.keyring = keyring
         self.admissions: dict[str, Admission] = {}

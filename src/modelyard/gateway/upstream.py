@@ -167,8 +167,6 @@ class UpstreamConnection(asyncio.Protocol):
             return
         if not self._head_seen or self._exchange is None:
             return
-        if self._done and not self._parser.should_keep_alive():
-            self.usable = False
         whole = self._between_chunks
         if in_head:
             data, whole = _after_head(data, whole)
@@ -206,6 +204,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._done = True
+        # Only here does the parser know: once it has moved on, it has forgotten.
+        self.usable = self._parser.should_keep_alive()
 
 
 def _after_head(data: bytes, whole: bool) -> tuple[bytes, bool]:
