@@ -83,7 +83,7 @@ def card_of_config(
         weight_bytes=dict(weight_bytes),
         kv_values_per_token=None if unknown else kv_values,
         kv_unknown_because=unknown,
-        chat_template_sha256=hashlib.sha256(chat_template.encode()).hexdigest() if chat_template else None,
+        chat_template_sha256=_sha256(chat_template) if chat_template else None,
         licence=licence,
         tokenizer=_text(tokenizer or {}, "tokenizer_class") or UNKNOWN,
         rope=_rope(text),
@@ -126,8 +126,7 @@ def _only_weights_file(folder: Path) -> Path:
 
 
 def _plain_file_name(index: Path, value: object) -> str:
-    plain = isinstance(value, str) and re.fullmatch(r"[^/\\\0.][^/\\\0]*\.safetensors", value)
-    if not plain or not isinstance(value, str):
+    if not isinstance(value, str) or not re.fullmatch(r"\w[\w.+=@-]*\.safetensors", value, re.ASCII):
         raise ModelRefused(
             f"{index}: weight_map names {str(value)[:200]!r}; expected a safetensors file beside the index",
             hint="the index tries to reach outside the folder: do not trust this model",
@@ -210,6 +209,11 @@ def _licence(folder: Path) -> str:
         head = file.read(4096).decode("utf-8", "replace")
     found = re.match(r"---\n(?:.*\n)*?license:[ \t]*['\"]?([\w.+-]+)", head)
     return printable(found.group(1)) if found else UNKNOWN
+
+
+def _sha256(text: str) -> str:
+    """JSON may hold half of a surrogate pair, which no UTF-8 has."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _optional(path: Path) -> JsonObject | None:

@@ -72,8 +72,8 @@ def check_folder(folder: Path) -> list[Path]:
         target = _resolved(path)
         if not any(target.is_relative_to(root) for root in roots):
             _refuse(path, f"it leads out of the folder, to {target}")
-        _check_kind(path, target)
         _check_name(path)
+        _check_kind(path, target)
         _check_magic(path)
         if path.suffix.lower() == ".json" and path.name not in DATA_JSON and not path.name.endswith(".index.json"):
             _check_remote_code(path)
@@ -130,6 +130,8 @@ def _check_kind(path: Path, target: Path) -> None:
 
 
 def _check_name(path: Path) -> None:
+    if not path.name.isprintable():
+        _refuse(path, "its name is not printable text")
     for suffix in {suffix.lower() for suffix in path.suffixes[-2:]}:
         if reason := FORBIDDEN_SUFFIXES.get(suffix):
             _refuse(path, reason, hint=_instead(reason))

@@ -35,11 +35,13 @@ def resolve(
     store = Store(state, clock)
     if entry := ENTRIES.get(reference):
         return fetch(entry, store, settings, on_progress)
-    path = Path(reference).expanduser()
+    if not reference.isprintable():
+        raise UsageError(f"{reference!r} cannot be a model: it is not printable text", hint="rename the file")
+    path = Path(reference).expanduser().absolute()
     if path.is_dir():
-        return _local_folder(path.absolute(), store, on_progress)
-    if path.is_file():
-        return _local_file(path.absolute(), store, on_progress)
+        return _local_folder(path, store, on_progress)
+    if path.exists():
+        return _local_file(path, store, on_progress)
     raise _not_understood(reference)
 
 
