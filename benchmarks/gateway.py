@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -69,14 +70,14 @@ class WrongResult(Exception):
 class Sizes:
     """How much one round sends; the warm-up before it is not measured."""
 
-    unary: int = 10_000
-    bodies: tuple[int, int] = (3_000, 240)
-    latency: int = 2_000
+    unary: int = 40_000
+    bodies: tuple[int, int] = (10_000, 600)
+    latency: int = 5_000
     stream_events: int = 250
 
     @classmethod
     def quick(cls) -> Sizes:
-        return cls(unary=1_000, bodies=(300, 40), latency=300, stream_events=50)
+        return cls(unary=4_000, bodies=(1_000, 60), latency=500, stream_events=50)
 
 
 class LoadProcess:
@@ -328,6 +329,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     chosen = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))  # through the blocks that end the children
     groups = [group for group in GROUPS if not chosen.only or group in chosen.only]
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="modelyard-bench-")))

@@ -28,6 +28,7 @@ from benchmarks.gateway_texts import (
 from benchmarks.wire import Connection, arrivals, connect, events_of, post
 
 PATH = "/v1/chat/completions"
+SILENCE_S = 20.0
 
 
 class WrongAnswer(Exception):
@@ -127,7 +128,7 @@ class Load:
         for connection in self.connections[: job.count]:
             unsent -= 1
             connection.send(request)
-        await self.finished
+        await self._finish()
         elapsed_s = perf_counter() - began
         return UnaryResult(
             len(latencies), elapsed_s, percentile(latencies, 50), percentile(latencies, 99), self.reopened
@@ -152,7 +153,7 @@ class Load:
         for stream, connection in enumerate(self.connections):
             connection.tag = stream
             loop.call_later(STREAM_INTERVAL_S * stream / len(self.connections), connection.send, requests[stream])
-        await self.finished
+        await self._finish()
         return self._check_streams(job.events, perf_counter() - began)
 
     def _check_streams(self, events: int, elapsed_s: float) -> StreamsResult:
@@ -181,6 +182,16 @@ class Load:
         self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         await asyncio.sleep(0)  # see what closed since the last job
         await self.reopen_closed()
+
+    async def _finish(self) -> None:
+        """Wait for the job's end; give up where no byte came for SILENCE_S."""
+        while True:
+            await asyncio.wait([self.finished], timeout=SILENCE_S)
+            if self.finished.done():
+                return self.finished.result()
+            if perf_counter() - max(connection.active_at for connection in self.connections) > SILENCE_S:
+                waiting = sum(connection.busy for connection in self.connections)
+                raise WrongAnswer(f"{waiting} requests without an answer, nothing came for {SILENCE_S:g} s")
 
     def close(self) -> None:
         for connection in self.connections:

@@ -45,6 +45,7 @@ def _unary(content_type: bytes, body: bytes) -> bytes:
 
 
 CHAT = _unary(b"application/json", ANSWER)
+BAD = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n"
 MODELS = _unary(b"application/json", b'{"object":"list","data":[{"id":"mock","object":"model","owned_by":"mock"}]}')
 STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
@@ -90,7 +91,11 @@ class Connection(asyncio.Protocol):
             return
         body = self.body[0] if len(self.body) == 1 else b"".join(self.body)
         self.body.clear()
-        wanted = self.decode(body)
+        try:
+            wanted = self.decode(body)
+        except msgspec.MsgspecError:
+            self.transport.write(BAD)
+            return
         self.counts.body_bytes += len(body)
         if not wanted.stream:
             self.counts.unary += 1

@@ -59,8 +59,9 @@ class Connection(asyncio.Protocol):
             self.when_lost(f"the connection closed inside a response: {exc or 'end of file'}")
 
     @property
-    def closed(self) -> bool:
-        return self.transport.is_closing() or not self.parser.should_keep_alive()
+    def active_at(self) -> float:
+        """When this connection last sent a request or received a part of a body."""
+        return max(self.sent_at, self.pieces[-1][0] if self.pieces else 0.0)
 
 
 async def connect(
