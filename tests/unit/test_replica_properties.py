@@ -160,6 +160,16 @@ class Life(RuleBasedStateMachine):
             assert self.state.tail == ("x",)
             self.given_up = True
 
+    @precondition(lambda self: self.alive is not None)
+    @rule(times=st.integers(1, 4))
+    def crashes_at_once(self, times: int) -> None:
+        """The shape of a crash loop, which single steps seldom make."""
+        for _ in range(times):
+            self.exited(0, CRASHED, 0.9)
+            if self.state.phase == "backoff":
+                self.now = self.state.deadline_at
+                self.feed(Ticked(at=self.now))
+
     @invariant()
     def the_books_agree(self) -> None:
         assert self.state.alive == (self.alive is not None)
