@@ -76,7 +76,7 @@ class FileHashes:
     def _known(self, identity: Identity) -> str | None:
         try:
             known = decode(self._record(identity.path).read_bytes(), KnownHash)
-        except (FileNotFoundError, UnreadableRecord):
+        except (OSError, UnreadableRecord):
             return None
         return known.sha256 if known.identity == identity else None
 
