@@ -7,104 +7,52 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
-from typing import TYPE_CHECKING, cast
+from time import monotonic as now
+from typing import cast
 
 import httptools
 
-from modelyard.gateway.keyring import ANONYMOUS, Keyring
+from modelyard.gateway.exchange import Exchange
 from modelyard.gateway.limits import WIRE
 from modelyard.gateway.refusals import Refusal
-from modelyard.gateway.routes import Route, find
-from modelyard.records.keys import KeyRecord
-
-if TYPE_CHECKING:
-    from modelyard.gateway.exchange import Exchange
-    from modelyard.gateway.service import Service
-
-_NO_ROUTE = Route("", "", "health", open_to_all=True)
+from modelyard.gateway.request import HeadMemo, Request
+from modelyard.gateway.routes import find
+from modelyard.gateway.worker import Worker
 
 
-class Request:
-    """One request as received. `target` is the request target as sent; `admitted` once its key was accepted.
+class Connections:
+    """The open connections of a worker; `quiet` is set while there are none."""
 
-    What most requests leave untouched are class attributes: an instance holds only what is its own."""
+    def __init__(self) -> None:
+        self.open: set[ClientConnection] = set()
+        self.quiet = asyncio.Event()
+        self.quiet.set()
 
-    method = b""
-    target = b""
-    secret = ""
-    body = b""
-    hosts = 0
-    head_bytes = 0
-    content_length = 0
-    received = 0
-    coded = expects = has_body = admitted = False
-    keep_alive = chunked_allowed = True
-    refusal: Refusal | None = None
-    route: Route = _NO_ROUTE
-    key: KeyRecord = ANONYMOUS
+    def add(self, connection: ClientConnection) -> None:
+        self.open.add(connection)
+        self.quiet.clear()
+        if len(self.open) > WIRE.connections:
+            connection.abort()
 
-    def __init__(self, sequence: int, request_id: str, at: float, began: float) -> None:
-        self.sequence, self.id, self.at, self.began = sequence, request_id, at, began
-
-
-class HeadMemo:
-    """The last head of a connection, split around the digits of its Content-Length.
-
-    A client repeats its head on a kept-alive connection, all but that number. Bytes that are the same mean the same:
-    the route and the key need not be found again, as long as no key has changed or expired meanwhile."""
-
-    __slots__ = ("_after", "_before", "_digits_at", "_expires_at", "_key", "_keyring", "_route", "_version")
-
-    def __init__(self, before: bytes, after: bytes, request: Request, keyring: Keyring) -> None:
-        self._before, self._after, self._digits_at = before, after, len(before)
-        self._route, self._key = request.route, request.key
-        self._keyring, self._version = keyring, keyring.version
-        self._expires_at = keyring.expires_at(request.key)
-
-    @classmethod
-    def of(cls, data: bytes, request: Request, keyring: Keyring) -> HeadMemo | None:
-        """A memo of the head that `data` begins with; None where there is more to it than a plain call."""
-        head = data[: data.find(b"\r\n\r\n") + 4]
-        lowered = head.lower()
-        name = b"\r\ncontent-length: "
-        if lowered.count(name) != 1 or request.expects or request.coded or not request.keep_alive:
-            return None
-        start = lowered.find(name) + len(name)
-        end = head.find(b"\r", start)
-        return cls(head[:start], head[end:], request, keyring) if head[start:end].isdigit() else None
-
-    def repeated(self, data: bytes, service: Service) -> Request | None:
-        """The request that `data` holds if it is whole and its head is the same again."""
-        start = self._digits_at
-        if not data.startswith(self._before):
-            return None
-        end = data.find(b"\r", start, start + 12)
-        if end < 0 or not data.startswith(self._after, end):
-            return None
-        digits = data[start:end]
-        body_at = end + len(self._after)
-        if not digits.isdigit() or int(digits) != len(data) - body_at:
-            return None
-        request = service.new_request()
-        if self._version != self._keyring.version or request.at >= self._expires_at:
-            return None
-        request.route, request.key, request.admitted = self._route, self._key, True
-        request.body = data[body_at:]
-        return request
+    def discard(self, connection: ClientConnection) -> None:
+        self.open.discard(connection)
+        if not self.open:
+            self.quiet.set()
 
 
 class ClientConnection(asyncio.Protocol):
     """Parses requests and runs one exchange at a time; `deadline` is what the sweep holds the client to."""
 
     __slots__ = (
+        "_connections",
         "_head_in",
         "_lingering",
         "_memo",
         "_parser",
         "_parts",
-        "_service",
         "_transport",
         "_waiting",
+        "_worker",
         "deadline",
         "exchange",
         "fields",
@@ -112,8 +60,9 @@ class ClientConnection(asyncio.Protocol):
         "receiving",
     )
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, worker: Worker, connections: Connections) -> None:
+        self._worker = worker
+        self._connections = connections
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
         self._waiting: deque[Request] = deque()
@@ -125,7 +74,7 @@ class ClientConnection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._head_in = b""
         self._memo: HeadMemo | None = None
-        self.deadline = service.now() + WIRE.head_timeout_s
+        self.deadline = now() + WIRE.head_timeout_s
 
     # The event loop's side.
 
@@ -136,11 +85,11 @@ class ClientConnection(asyncio.Protocol):
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._service.connected(self)
+        self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._service.disconnected(self)
+        self._connections.discard(self)
         self._waiting.clear()
         if self.exchange is not None:
             self.exchange.client_gone()
@@ -150,7 +99,7 @@ class ClientConnection(asyncio.Protocol):
             return
         self._head_in = b""
         if self.receiving is None and self.exchange is None and not self._waiting:
-            request = self._memo.repeated(data, self._service) if self._memo is not None else None
+            request = self._memo.repeated(data, self._worker.new_request) if self._memo is not None else None
             if request is not None:
                 self._serve(request)
                 return
@@ -165,24 +114,24 @@ class ClientConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.paused = True
-        self.deadline = self._service.now() + WIRE.write_stall_timeout_s
+        self.deadline = now() + WIRE.write_stall_timeout_s
         if self.exchange is not None:
             self.exchange.client_paused()
 
     def resume_writing(self) -> None:
         self.paused = False
-        self.deadline = float("inf") if self.exchange is not None else self._service.now() + WIRE.idle_timeout_s
+        self.deadline = float("inf") if self.exchange is not None else now() + WIRE.idle_timeout_s
         if self.exchange is not None:
             self.exchange.client_resumed()
 
     # The parser's side.
 
     def on_message_begin(self) -> None:
-        self.receiving = self._service.new_request()
+        self.receiving = self._worker.new_request()
         self._parts.clear()
         self.fields = 0
         if self.exchange is None:
-            self.deadline = self._service.now() + WIRE.head_timeout_s
+            self.deadline = now() + WIRE.head_timeout_s
 
     def on_url(self, url: bytes) -> None:
         request = self.receiving
@@ -232,11 +181,11 @@ class ClientConnection(asyncio.Protocol):
                 raise
             return
         if not answering:
-            self.deadline = self._service.now() + WIRE.body_timeout_s
+            self.deadline = now() + WIRE.body_timeout_s
             if request.expects and self._transport is not None:
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             if self._head_in and request.route.kind == "inference":
-                self._memo = HeadMemo.of(self._head_in, request, self._service.keyring)
+                self._memo = HeadMemo.of(self._head_in, request, self._worker.keyring)
 
     def _check_head(self, request: Request, version: str) -> None:
         if version not in ("1.0", "1.1"):
@@ -249,7 +198,7 @@ class ClientConnection(asyncio.Protocol):
             raise Refusal(route, text, code="not_found" if route == 404 else "method_not_allowed")
         request.route = route
         if not route.open_to_all:
-            request.key = self._service.authenticate(request.secret)
+            request.key = self._worker.authenticate(request.secret)
             request.admitted = True
         if request.content_length > WIRE.body_bytes:
             raise _too_large()
@@ -316,13 +265,14 @@ class ClientConnection(asyncio.Protocol):
             response = request.refusal.response(request.id, keep_alive=request.keep_alive)
             self._answer(request, request.refusal.status, response)
         elif request.route.kind == "inference":
-            self._service.begin(self, request)
+            self.exchange = Exchange(self._worker, self, request)
+            self.exchange.begin()
         else:
-            self._answer(request, *self._service.answer(request))
+            self._answer(request, *self._worker.answer(request))
 
     def _answer(self, request: Request, status: int, response: bytes) -> None:
         if request.admitted:
-            self._service.record_answer(request, status, len(response))
+            self._worker.record_answer(request, status, len(response))
         self.write(response)
         self._next(request)
 
@@ -331,11 +281,11 @@ class ClientConnection(asyncio.Protocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        if not request.keep_alive or self._service.draining:
+        if not request.keep_alive or self._worker.draining:
             transport.close()
             return
         if not self.paused:
-            self.deadline = self._service.now() + WIRE.idle_timeout_s
+            self.deadline = now() + WIRE.idle_timeout_s
         if self._waiting:
             following = self._waiting.popleft()
             if not self._waiting:
@@ -353,7 +303,7 @@ class ClientConnection(asyncio.Protocol):
         request = self.receiving
         response = refusal.response(request.id if request is not None else "-", keep_alive=False)
         if request is not None and request.admitted:
-            self._service.record_answer(request, refusal.status, len(response))
+            self._worker.record_answer(request, refusal.status, len(response))
         transport.write(response)
         self._linger(transport)
 
@@ -364,7 +314,7 @@ class ClientConnection(asyncio.Protocol):
             return
         self._lingering = True
         self.receiving = None
-        self.deadline = self._service.now() + WIRE.linger_s
+        self.deadline = now() + WIRE.linger_s
         transport.write_eof()
 
 

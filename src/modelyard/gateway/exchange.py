@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from time import monotonic as now
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import msgspec
 
@@ -16,13 +16,11 @@ from modelyard.gateway.fields import CHAT, COMPLETION, Call, Upstream, parse, up
 from modelyard.gateway.heads import json_head, stream_head
 from modelyard.gateway.lanes import LAST_CHUNK, BrokenStream, RawLane, Usage, WholeLane, chunk, usage_of
 from modelyard.gateway.refusals import Refusal, error_event, unavailable, unknown_model
+from modelyard.gateway.request import Request
 from modelyard.gateway.upstream import UpstreamConnection
+from modelyard.gateway.worker import Worker
 from modelyard.records.decision import Decision
 from modelyard.records.journal import Outcome, RequestRecord, UsageSource
-
-if TYPE_CHECKING:
-    from modelyard.gateway.client import ClientConnection, Request
-    from modelyard.gateway.service import Service
 
 _TABLES = {"/v1/chat/completions": (CHAT, "messages"), "/v1/completions": (COMPLETION, "prompt")}
 
@@ -36,6 +34,18 @@ class _EngineError(msgspec.Struct):
 class _EngineErrorBody(msgspec.Struct):
     error: _EngineError | str | None = None
     message: str = ""
+
+
+class Client(Protocol):
+    """Who asked. `paused` while it reads slower than we write."""
+
+    paused: bool
+
+    def write(self, data: bytes) -> None: ...
+
+    def exchange_ended(self, exchange: Exchange, last: bytes) -> None:
+        """The exchange's record stands in the journal; `last` are its last bytes."""
+        ...
 
 
 class Exchange:
@@ -58,18 +68,18 @@ class Exchange:
     _lane: RawLane | WholeLane | None = None
     _connecting: asyncio.Task[None] | None = None
 
-    def __init__(self, service: Service, client: ClientConnection, request: Request) -> None:
-        self.service, self.client, self.request = service, client, request
+    def __init__(self, worker: Worker, client: Client, request: Request) -> None:
+        self.worker, self.client, self.request = worker, client, request
 
     def begin(self) -> None:
         """Check what is asked and ask for a seat; every refusal is answered here."""
         try:
             self.call = call = parse(self.request.body)
-            admission = self.service.admissions.get(call.model)
+            admission = self.worker.admissions.get(call.model)
             if admission is None:
                 raise unknown_model(call.model)
             self.admission = admission
-            self.service.keyring.authorize(self.request.key, call.model, self.request.route.endpoint)
+            self.worker.keyring.authorize(self.request.key, call.model, self.request.route.endpoint)
             table, required = _TABLES[self.request.route.endpoint]
             self.upstream = upstream_body(call, table, required, admission.deployment)
             self.ticket = admission.enter(self, now())
@@ -302,13 +312,13 @@ class Exchange:
         if self.connection is not None:
             self.connection.abort()
             self.connection = None
-        service, request, seats = self.service, self.request, self.seats
+        worker, request, seats = self.worker, self.request, self.seats
         ended_at = now()
         source: UsageSource = "engine" if usage is not None else "estimated" if events else "none"
-        service.record(
+        worker.journal.write(
             RequestRecord(
                 request_id=request.id,
-                worker=service.journal.worker,
+                worker=worker.journal.worker,
                 sequence=request.sequence,
                 at=request.at,
                 endpoint=request.route.endpoint,

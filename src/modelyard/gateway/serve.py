@@ -14,10 +14,10 @@ from pathlib import Path
 import uvloop
 
 from modelyard.errors import AddressInUse, UsageError
-from modelyard.gateway.client import ClientConnection
 from modelyard.gateway.journal import JournalWriter
 from modelyard.gateway.keyring import Keyring
 from modelyard.gateway.service import Service
+from modelyard.gateway.worker import Worker
 from modelyard.lifeline import watch_lifeline
 
 DRAIN_GRACE_S = 30.0
@@ -105,7 +105,7 @@ async def _serve(
 ) -> None:
     loop = asyncio.get_running_loop()
     journal = JournalWriter(journal_folder)
-    service = Service(journal, Keyring())
+    service = Service(Worker(journal, Keyring()))
     tasks = prepare(service)
     tasks += [loop.create_task(service.sweep_forever()), loop.create_task(journal.sync_forever())]
     stop = asyncio.Event()
@@ -113,9 +113,7 @@ async def _serve(
         loop.add_signal_handler(name, _stop_or_exit, stop)
     if lifeline is not None:
         watch_lifeline(loop, lifeline)
-    server = await loop.create_server(
-        lambda: ClientConnection(service), sock=sock, ssl=tls.context() if tls else None, backlog=4096
-    )
+    server = await loop.create_server(service.connection, sock=sock, ssl=tls.context() if tls else None, backlog=4096)
     if on_listening is not None:
         on_listening()
     await stop.wait()

@@ -35,6 +35,6 @@ def fixed_topology(model: str, engine_model: str, upstreams: list[str], max_in_f
 def prepare(topology: Topology, secrets: list[str], service: Service) -> list[asyncio.Task[None]]:
     """Fill a service with what never changes."""
     for number, secret in enumerate(secrets, 1):
-        service.keyring.apply(KeyCreated(key=key_record(secret, f"key-{number}", time.time())))
+        service.worker.keyring.apply(KeyCreated(key=key_record(secret, f"key-{number}", time.time())))
     service.apply(topology)
     return []
