@@ -272,6 +272,9 @@ async def test_when_the_shim_is_killed_the_engine_and_its_group_die_at_once(yard
             assert not isinstance(event, Exited)
     for pid in escaped:
         os.kill(pid, signal.SIGKILL)
+    shims.forget(yard.state, "r0", "1")
+    shims.forget(yard.state, "r0", "1")
+    assert list(yard.state.launches.iterdir()) == []
 
 
 async def test_nothing_of_an_engine_outlives_a_yard_that_is_silent(yard: Yard, eventually: Eventually) -> None:
@@ -542,3 +545,11 @@ async def test_a_damaged_launch_file_ends_the_shim_with_a_sentence(state: StateD
     assert process.returncode == 2
     assert b"not a ShimSpec" in error
     assert b"Traceback" not in error
+
+
+async def test_a_launch_that_cannot_be_prepared_ends_its_shim_and_leaves_nothing(yard: Yard) -> None:
+    yard.state.root.joinpath("file").touch()
+    ended = yard.spawn("", folder=str(yard.state.root / "file" / "folder"))
+    assert await ended == 1
+    assert list(yard.state.launches.iterdir()) == []
+    assert "cannot be prepared" in (yard.state.logs / "shims.log").read_text()

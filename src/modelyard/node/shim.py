@@ -7,7 +7,6 @@ no asyncio: there is one shim per replica, so its memory and its start count.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import selectors
 import signal
@@ -17,6 +16,7 @@ import time
 
 from modelyard.engines.contract import ExitReport
 from modelyard.errors import ModelyardError
+from modelyard.node import launch_files
 from modelyard.node.engine_log import EngineLog, Lines
 from modelyard.node.engine_process import EngineProcess
 from modelyard.node.lease import kill_margin_s, remaining_s
@@ -46,7 +46,7 @@ class Shim:
         self._done = False
         self._lease_at = 0.0
         self._kill_at: float | None = None
-        _write_files(spec)
+        launch_files.write(spec)
         self._engine = EngineProcess(spec.spec)
         self._selector.register(self._engine.output, selectors.EVENT_READ, self._on_output)
 
@@ -153,29 +153,7 @@ class Shim:
     def _clean_up(self) -> None:
         self._link.close()
         self._log.close()
-        address = self._spec.spec.address
-        socket_file = [address.removeprefix("unix:")] if address.startswith("unix:") else []
-        for path in [*socket_file, *_file_paths(self._spec), self._spec_path]:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-        with contextlib.suppress(OSError):
-            os.rmdir(self._spec.folder)
-
-
-def _file_paths(spec: ShimSpec) -> list[str]:
-    return [os.path.join(spec.folder, name) for name in spec.spec.files]
-
-
-def _write_files(spec: ShimSpec) -> None:
-    """The launch's files, for the engine's eyes only. Names come from our own adapters; a path is a defect there."""
-    os.makedirs(spec.folder, mode=0o700, exist_ok=True)
-    for name, content in spec.spec.files.items():
-        if os.path.basename(name) != name:
-            raise ValueError(f"a launch file is named {name!r}")
-        path = os.path.join(spec.folder, name)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(content)
+        launch_files.remove(self._spec, self._spec_path)
 
 
 def _signal_socket() -> socket.socket:
@@ -201,7 +179,13 @@ def main(arguments: list[str]) -> int:
     except (OSError, ModelyardError) as error:
         print(f"{arguments[0]}: {error}", file=sys.stderr)
         return 2
-    Shim(spec, arguments[0]).run()
+    try:
+        shim = Shim(spec, arguments[0])
+    except OSError as error:
+        print(f"{spec.replica}: launch {spec.launch} cannot be prepared: {error}", file=sys.stderr)
+        launch_files.remove(spec, arguments[0])
+        return 1
+    shim.run()
     return 0
 
 

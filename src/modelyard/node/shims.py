@@ -12,8 +12,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 from modelyard.errors import ModelyardError
+from modelyard.node import launch_files
 from modelyard.node.shim_wire import (
     MAX_FRAME_BYTES,
     Exited,
@@ -28,7 +30,7 @@ from modelyard.node.shim_wire import (
     peer_uid,
     read_from_shim,
 )
-from modelyard.records.base import UnreadableRecord, encode
+from modelyard.records.base import UnreadableRecord, decode, encode
 from modelyard.state import StateDirectory, write_atomically
 
 _HELLO_WITHIN_S = 10.0
@@ -41,7 +43,7 @@ class ShimLost(ModelyardError):
 def spawn(spec: ShimSpec, state: StateDirectory) -> asyncio.Future[int]:
     """Start a shim that outlives this process. The future is its exit status, known only while this process lives and
     its loop runs; whoever does not care may drop it, the shim is reaped all the same. Raises ModelyardError."""
-    path = state.launches / f"{spec.replica}-{spec.launch}.json"
+    path = _path_of(state, spec.replica, spec.launch)
     try:
         write_atomically(path, encode(spec))
         with open(state.logs / "shims.log", "ab") as log:
@@ -58,6 +60,17 @@ def spawn(spec: ShimSpec, state: StateDirectory) -> asyncio.Future[int]:
     except OSError as error:
         raise ModelyardError(f"replica {spec.replica} cannot be started: {error.strerror}") from error
     return _reaped(child)
+
+
+def forget(state: StateDirectory, replica: str, launch: str) -> None:
+    """Remove what a launch left on disk whose shim was killed; nothing where the shim did that itself."""
+    path = _path_of(state, replica, launch)
+    with contextlib.suppress(FileNotFoundError):
+        launch_files.remove(decode(path.read_bytes(), ShimSpec), str(path))
+
+
+def _path_of(state: StateDirectory, replica: str, launch: str) -> Path:
+    return state.launches / f"{replica}-{launch}.json"
 
 
 def _reaped(child: subprocess.Popen[bytes]) -> asyncio.Future[int]:
