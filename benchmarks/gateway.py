@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -24,14 +23,13 @@ from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import msgspec
-
 if not __package__:  # run by path: the folder of this file stands where the repository should
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import gateway_load as load
 from benchmarks import processes, subjects
 from benchmarks.figures import Budget, Verdict, judge, rotated
+from benchmarks.jobs import LoadProcess, WrongResult
 from benchmarks.stalls import probing
 from benchmarks.subjects import CannotMeasure, Journal, Subject, Upstream
 
@@ -62,10 +60,6 @@ BUDGETS = {
 }
 
 
-class WrongResult(Exception):
-    """A subject answered wrongly, or its journal or the engine counted something else than what was sent."""
-
-
 @dataclass(frozen=True)
 class Sizes:
     """How much one round sends; the warm-up before it is not measured."""
@@ -78,35 +72,6 @@ class Sizes:
     @classmethod
     def quick(cls) -> Sizes:
         return cls(unary=4_000, bodies=(1_000, 60), latency=500, stream_events=50)
-
-
-class LoadProcess:
-    """The load generator as a child: one line to it, one line back."""
-
-    def __init__(self, log: Path) -> None:
-        argv = [sys.executable, "-m", "benchmarks.gateway_load"]
-        pipe = subprocess.PIPE
-        with log.open("ab") as errors:
-            self._process = subprocess.Popen(
-                argv, stdin=pipe, stdout=pipe, stderr=errors, env=subjects.module_environment()
-            )
-        self._log = log
-
-    def run(self, job: msgspec.Struct) -> dict[str, float]:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(msgspec.json.encode(job) + b"\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise CannotMeasure(f"the load generator ended:\n{self._log.read_text()[-2000:]}")
-        result = json.loads(line)
-        if "error" in result:
-            raise WrongResult(result["error"])
-        return result
-
-    def end(self) -> None:
-        self._process.terminate()
-        self._process.communicate()
 
 
 @dataclass(frozen=True)
@@ -179,7 +144,7 @@ class Bench:
 
     @contextlib.contextmanager
     def _connected(self, subject: Subject, connections: int) -> Generator[None]:
-        self.generator.run(load.Open(subject.address, subject.key, subjects.MODEL, connections))
+        self.generator.run(load.Open(subject.address, subject.key, subject.model, connections))
         yield
         self.generator.run(load.Close())
 
@@ -337,9 +302,9 @@ def main() -> int:
             upstream = stack.enter_context(subjects.mock_engine(folder, chosen.upstream_kind))
             everyone = [Subject("direct", upstream.url), stack.enter_context(subjects.nginx(folder, upstream))]
             if not chosen.without_gateway:
-                everyone.append(stack.enter_context(subjects.our_gateway(folder, upstream)))
+                everyone.append(stack.enter_context(subjects.our_gateway(folder, upstream.url)))
             everyone += [stack.enter_context(subjects.command(text, folder, upstream)) for text in chosen.subject]
-            generator = LoadProcess(folder / "load.log")
+            generator = LoadProcess("benchmarks.gateway_load", folder / "load.log")
             stack.callback(generator.end)
             bench = Bench(generator, upstream, Sizes.quick() if chosen.quick else Sizes())
             run(bench, groups, everyone, chosen.rounds)

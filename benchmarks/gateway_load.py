@@ -7,15 +7,12 @@ CPU clocks between the lines, while nothing runs. A response that is not what th
 from __future__ import annotations
 
 import asyncio
-import gc
-import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from time import perf_counter
 
 import msgspec
-import uvloop
 
 from benchmarks.figures import percentile
 from benchmarks.gateway_texts import (
@@ -25,14 +22,11 @@ from benchmarks.gateway_texts import (
     stream_body,
     unary_body,
 )
+from benchmarks.jobs import WrongResult, answer_jobs
 from benchmarks.wire import Connection, arrivals, connect, events_of, post
 
 PATH = "/v1/chat/completions"
 SILENCE_S = 20.0
-
-
-class WrongAnswer(Exception):
-    """The subject's response differs from what the engine said."""
 
 
 class Open(msgspec.Struct, tag="open"):
@@ -93,7 +87,7 @@ class Load:
         return await connect(self.target.address, lambda done: self.judge(done), self._lost)
 
     def _lost(self, reason: str) -> None:
-        self._fail(WrongAnswer(reason))
+        self._fail(WrongResult(reason))
 
     def _fail(self, error: Exception) -> None:
         if not self.finished.done():
@@ -116,7 +110,7 @@ class Load:
             nonlocal unsent
             latencies.append(perf_counter() - connection.sent_at)
             if connection.status != 200 or connection.body != ANSWER:
-                self._fail(WrongAnswer(f"status {connection.status}, body {connection.body[:300]!r}"))
+                self._fail(WrongResult(f"status {connection.status}, body {connection.body[:300]!r}"))
             elif unsent:
                 unsent -= 1
                 connection.send(request)
@@ -163,7 +157,7 @@ class Load:
             expected = expected_stream(connection.tag, events)
             got = events_of(connection.body)
             if connection.status != 200 or b"".join(got) != expected:
-                raise WrongAnswer(first_difference(connection.tag, connection.status, got, events_of(expected)))
+                raise WrongResult(first_difference(connection.tag, connection.status, got, events_of(expected)))
             times = arrivals(connection.pieces)
             received += len(times)
             # [DONE] follows the last event at once and says nothing about the pace.
@@ -191,7 +185,7 @@ class Load:
                 return self.finished.result()
             if perf_counter() - max(connection.active_at for connection in self.connections) > SILENCE_S:
                 waiting = sum(connection.busy for connection in self.connections)
-                raise WrongAnswer(f"{waiting} requests without an answer, nothing came for {SILENCE_S:g} s")
+                raise WrongResult(f"{waiting} requests without an answer, nothing came for {SILENCE_S:g} s")
 
     def close(self) -> None:
         for connection in self.connections:
@@ -229,26 +223,5 @@ class Generator:
         return await (self.load.unary(job) if isinstance(job, Unary) else self.load.streams(job))
 
 
-def answer(loop: asyncio.AbstractEventLoop, work: Awaitable[object]) -> bytes:
-    try:
-        return msgspec.json.encode(loop.run_until_complete(work))
-    except (WrongAnswer, OSError) as error:
-        return msgspec.json.encode({"error": f"{type(error).__name__}: {error}"})
-
-
-def main() -> None:
-    generator, loop = Generator(), uvloop.new_event_loop()
-    decoder = msgspec.json.Decoder(Open | Unary | Streams | Close)
-    gc.freeze()
-    for line in sys.stdin.buffer:
-        # The collector would look through everything kept for the check, in the middle of a measurement.
-        gc.disable()
-        reply = answer(loop, generator.run(decoder.decode(line)))
-        gc.enable()
-        gc.collect()
-        sys.stdout.buffer.write(reply + b"\n")
-        sys.stdout.buffer.flush()
-
-
 if __name__ == "__main__":
-    main()
+    answer_jobs(Generator().run, Open | Unary | Streams | Close)

@@ -118,6 +118,7 @@ class Subject:
     name: str
     address: str
     pid: int | None = None
+    model: str = MODEL
     key: str = "mk_none"
     health: str = "/health"
     journal: Journal | None = None
@@ -184,15 +185,16 @@ def nginx(folder: Path, upstream: Upstream) -> Generator[Subject]:
 
 
 @contextlib.contextmanager
-def our_gateway(folder: Path, upstream: Upstream) -> Generator[Subject]:
+def our_gateway(folder: Path, upstream_url: str, model: str = MODEL) -> Generator[Subject]:
     """The data plane alone, as anybody starts it: keys, limits, metrics and journal are on by default."""
     state, key, port = folder / "state", f"mk_{secrets.token_urlsafe(24)}", free_port()
     beside = Path(sys.executable).parent / "modelyard"
     argv = [str(beside)] if beside.exists() else [sys.executable, "-m", "modelyard"]
-    argv += ["gateway", "--upstream", upstream.url, "--model", MODEL, "--port", str(port)]
+    argv += ["gateway", "--upstream", upstream_url, "--model", model, "--port", str(port)]
     argv += ["--key", key, "--state", str(state)]
     with child(argv, folder / "gateway.log", {**os.environ, "MODELYARD_STATE": str(state)}) as process:
-        subject = Subject("gateway", f"http://127.0.0.1:{port}", process.pid, key, journal=Journal(state / "journal"))
+        address = f"http://127.0.0.1:{port}"
+        subject = Subject("gateway", address, process.pid, model, key, journal=Journal(state / "journal"))
         wait_until_it_answers(subject, process, folder / "gateway.log")
         yield subject
 
@@ -233,7 +235,7 @@ def _ask(subject: Subject) -> int:
     connection = http.client.HTTPConnection(subject.address.removeprefix("http://"), timeout=5)
     try:
         headers = {"authorization": f"Bearer {subject.key}", "content-type": "application/json"}
-        connection.request("POST", "/v1/chat/completions", unary_body(MODEL, 800), headers)
+        connection.request("POST", "/v1/chat/completions", unary_body(subject.model, 800), headers)
         response = connection.getresponse()
         response.read()
         return response.status
