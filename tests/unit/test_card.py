@@ -263,6 +263,28 @@ def test_a_wrong_safetensors_header_is_refused(tmp_path: Path, data: bytes) -> N
         read_tensors(path)
 
 
+def test_a_hole_between_tensors_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "hole.safetensors"
+    path.write_bytes(WRONG_HEADERS["hole"])
+    with pytest.raises(ModelRefused, match="leaves a hole"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"use_sliding_window": True}, "sliding window"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "several kinds"),
+        ({"kv_lora_rank": 512}, "latent"),
+        ({"model_type": "brand_new"}, "brand_new"),
+    ],
+)
+def test_unusual_attention_of_a_folder_is_unknown_and_never_guessed(changes: JsonObject, reason: str) -> None:
+    card = card_of_config(QWEN3 | changes, name="m")
+    assert card.kv_bytes_per_token_f16 is None
+    assert reason in card.kv_unknown_because
+
+
 def test_packed_weights_do_not_pass_for_parameters() -> None:
     card = card_of_config(QWEN3 | {"quantization_config": {"quant_method": "fp8", "fmt": "e4m3"}}, name="m")
     assert card.parameters is None

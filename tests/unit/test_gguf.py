@@ -72,7 +72,8 @@ def test_long_arrays_are_stepped_over_across_the_windows_edges() -> None:
 def test_every_truncation_is_refused_with_the_offset() -> None:
     data = gguf()
     for size in range(len(data)):
-        refusal(data[:size])
+        message = refusal(data[:size]).message
+        assert any(words in message for words in ("the file ends at", "in a file of this size", "end within the file"))
 
 
 def test_what_is_no_gguf_is_refused_by_its_magic_number() -> None:
@@ -107,6 +108,14 @@ def test_absurd_lengths_of_strings_and_arrays_are_refused(length: int) -> None:
     for element in (U8, STRING, U64):
         refusal(gguf(extra_entries=[key + struct.pack("<IIQ", ARRAY, element, length)]))
     refusal(gguf(extra_entries=[key + struct.pack("<IIQQ", ARRAY, STRING, 1, length)]))
+
+
+@pytest.mark.parametrize("length", [100, 1 << 40, (1 << 64) - 9])
+def test_a_last_value_that_reaches_beyond_the_file_is_refused(length: int) -> None:
+    """Nothing follows that would stumble over it."""
+    for value in (struct.pack("<IIQQ", ARRAY, STRING, 1, length), struct.pack("<IIQ", ARRAY, U64, length)):
+        data = gguf({}, [], extra_entries=[string("k") + value], data_bytes=0)
+        assert "the file ends at" in refusal(data).message
 
 
 def test_nested_arrays_and_unknown_types_are_refused() -> None:
