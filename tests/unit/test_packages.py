@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from modelyard.packages import uv_command, uv_environ
+import pytest
+
+from modelyard.packages import explain_uv_failure, uv_command, uv_environ
 from modelyard.settings import PackageIndex, load
 
 
@@ -54,3 +56,23 @@ def test_proxies_credentials_and_named_indexes_pass_through() -> None:
 
 def test_uv_stands_beside_modelyard() -> None:
     assert Path(uv_command()[0]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("stderr", "cause", "hint"),
+    [
+        ("error: Failed to fetch: `https://x`\n  cause: tcp connect error", "out of reach", "MODELYARD_INDEX_URL"),
+        ("hint: Packages were unavailable because the network was disabled.", "network is off", "FIND_LINKS"),
+        ("  cause: Because there is no version of a==9 and you require a==9", "no such version", "EXTRA_INDEX"),
+        ("  cause: Because a was not found in the package registry and", "no such version", "EXTRA_INDEX"),
+        ("error: failed to write\n  cause: No space left on device (os error 28)", "disk is full", "MODELYARD_STATE"),
+        ("  cause: invalid peer certificate: UnknownIssuer", "certificate", "MODELYARD_CA_FILE"),
+        ("  cause: HTTP status client error (401 Unauthorized)", "refuses access", "credentials"),
+        ("something new", "package client failed", "own words"),
+    ],
+)
+def test_the_package_clients_failures_become_a_cause_and_a_hint(stderr: str, cause: str, hint: str) -> None:
+    found_cause, found_hint = explain_uv_failure(stderr)
+    assert cause in found_cause.splitlines()[0]
+    assert found_cause.splitlines()[-1] == f"  uv: {stderr.strip().splitlines()[-1]}"
+    assert hint in found_hint

@@ -8,7 +8,7 @@ from pathlib import Path
 from modelyard.clock import SYSTEM, Clock
 from modelyard.errors import UsageError
 from modelyard.models.catalogue import ENTRIES, Entry
-from modelyard.models.gate import check_folder, check_gguf
+from modelyard.models.gate import check_folder
 from modelyard.models.hashing import Progress, no_progress
 from modelyard.models.reader import read_card
 from modelyard.models.store import Store, StoredArtifact, StoreWriter
@@ -95,7 +95,6 @@ def _local_file(path: Path, store: Store, on_progress: Progress) -> Artifact:
         raise UsageError(
             f"{path} is no model file", hint="a model file is named *.gguf; a model folder has config.json"
         )
-    check_gguf(path)
     read_card(path)
     return Artifact(
         name=path.stem,
