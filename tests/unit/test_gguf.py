@@ -11,8 +11,9 @@ import pytest
 from gguf_files import ARRAY, BOOL, F32, I32, LLAMA, STRING, TENSORS, U8, U32, U64, TensorSpec, entry, gguf, string
 
 from modelyard.errors import ModelRefused
+from modelyard.models.cursor import MAX_HEADER_BYTES, MAX_KEPT_BYTES
 from modelyard.models.ggml_types import TENSOR_TYPES
-from modelyard.models.gguf import MAX_HEADER_BYTES, MAX_KEPT_BYTES, Array, Header, parse_header, read_header
+from modelyard.models.gguf import Array, Header, parse_header, read_header
 
 
 def parse(data: bytes) -> Header:

@@ -13,9 +13,10 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO
 
 from modelyard.errors import ModelRefused
+from modelyard.models.cursor import U32, U64, Cursor
 from modelyard.models.ggml_types import TENSOR_TYPES, TensorType
 
 MAGIC = b"GGUF"
@@ -26,16 +27,12 @@ MAX_TENSOR_NAME_BYTES = 64
 MAX_STRING_BYTES = 4 << 20
 MAX_ENTRIES = 65_536
 MAX_TENSORS = 65_536
-# What a hostile header may cost us: time (the largest real ones are some 20 MiB) and memory.
-MAX_HEADER_BYTES = 64 << 20
-MAX_KEPT_BYTES = 16 << 20
 MAX_DIMENSIONS = 4
 # Longer arrays (vocabularies, merges, scores) are checked and stepped over, not kept.
 MAX_KEPT_ELEMENTS = 4_096
 
 _SMALLEST_ENTRY_BYTES = 8 + 1 + 4 + 1
 _SMALLEST_TENSOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8
-_WINDOW_BYTES = 256 << 10
 
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 _SCALARS = {
@@ -43,16 +40,14 @@ _SCALARS = {
     1: struct.Struct("<b"),
     2: struct.Struct("<H"),
     3: struct.Struct("<h"),
-    4: struct.Struct("<I"),
+    4: U32,
     5: struct.Struct("<i"),
     6: struct.Struct("<f"),
     _BOOL: struct.Struct("<B"),
-    10: struct.Struct("<Q"),
+    10: U64,
     11: struct.Struct("<q"),
     12: struct.Struct("<d"),
 }
-_U32, _U64 = _SCALARS[4], _SCALARS[10]
-
 Scalar = bool | int | float | str
 
 
@@ -103,7 +98,7 @@ def read_header(path: Path) -> Header:
 
 def parse_header(file: BinaryIO, file_bytes: int, *, name: str = "model") -> Header:
     """Like `read_header`, from an open file of `file_bytes` bytes. Errors call it `name`."""
-    cursor = _Cursor(file, file_bytes, name)
+    cursor = Cursor(file, file_bytes, name)
     version, tensor_count, entry_count = _read_preamble(cursor)
     metadata = _read_metadata(cursor, entry_count)
     alignment = _alignment(cursor, metadata)
@@ -114,116 +109,7 @@ def parse_header(file: BinaryIO, file_bytes: int, *, name: str = "model") -> Hea
     return Header(version, metadata, tensors, header_bytes, file_bytes)
 
 
-@dataclass(slots=True)
-class _Cursor:
-    """A forward-only position in the file. Whatever it hands out lies inside the file."""
-
-    file: BinaryIO
-    file_bytes: int
-    name: str
-    window: bytes = b""
-    window_start: int = 0
-    index: int = 0
-    kept_bytes: int = 0
-
-    @property
-    def at(self) -> int:
-        return self.window_start + self.index
-
-    def refuse(self, found: str, *, expected: str, at: int | None = None, hint: str = "") -> NoReturn:
-        where = self.at if at is None else at
-        raise ModelRefused(
-            f"{self.name}: at byte {where}: {found}; expected {expected}",
-            hint=hint or "the file is damaged or was made to mislead: fetch it again from a source that you trust",
-        )
-
-    def require(self, size: int, what: str) -> None:
-        """Refuse if `size` more bytes do not lie inside the file."""
-        if size > self.file_bytes - self.at:
-            self.refuse(
-                f"{what} takes {size} bytes but the file ends at byte {self.file_bytes}",
-                expected=f"at most {self.file_bytes - self.at} bytes",
-                hint="the file is cut short or damaged: fetch it again",
-            )
-        if self.at + size > MAX_HEADER_BYTES:
-            self.refuse(f"{what} takes {size} bytes", expected=f"a header of at most {MAX_HEADER_BYTES} bytes")
-
-    def keep(self, size: int, what: str) -> None:
-        """Count what will be held in memory."""
-        self.kept_bytes += size
-        if self.kept_bytes > MAX_KEPT_BYTES:
-            self.refuse(f"{what} brings the metadata to {self.kept_bytes} bytes", expected=f"at most {MAX_KEPT_BYTES}")
-
-    def need(self, size: int, what: str) -> int:
-        """Make `size` bytes available in the window; their index there. `size` is small or already limited."""
-        self.require(size, what)
-        if self.index + size > len(self.window):
-            self._refill(size)
-            if len(self.window) < size:
-                self.refuse(f"{what} could not be read", expected="a file that does not shrink while it is read")
-        return self.index
-
-    def _refill(self, size: int) -> None:
-        self.window_start, self.index = self.at, 0
-        self.file.seek(self.window_start)
-        wanted = min(max(size, _WINDOW_BYTES), self.file_bytes - self.window_start)
-        parts: list[bytes] = []
-        while wanted > 0 and (part := self.file.read(wanted)):
-            parts.append(part)
-            wanted -= len(part)
-        self.window = b"".join(parts)
-
-    def scalar(self, layout: struct.Struct, what: str) -> int | float:
-        index = self.need(layout.size, what)
-        value: int | float = layout.unpack_from(self.window, index)[0]
-        self.index += layout.size
-        return value
-
-    def u32(self, what: str) -> int:
-        return int(self.scalar(_U32, what))
-
-    def u64(self, what: str) -> int:
-        return int(self.scalar(_U64, what))
-
-    def text(self, what: str, limit: int) -> str:
-        start = self.at
-        size = self.u64(f"the length of {what}")
-        self.require(size, what)
-        if size > limit:
-            self.refuse(f"{what} is {size} bytes long", expected=f"at most {limit}", at=start)
-        self.keep(size, what)
-        index = self.need(size, what)
-        self.index += size
-        try:
-            return str(self.window[index : index + size], "utf-8")
-        except UnicodeDecodeError:
-            self.refuse(f"{what} is not UTF-8", expected="text", at=start)
-
-    def skip(self, size: int, what: str) -> None:
-        self.require(size, what)
-        if self.index + size <= len(self.window):
-            self.index += size
-        else:
-            self.window_start, self.window, self.index = self.at + size, b"", 0
-
-    def skip_strings(self, count: int, what: str) -> None:
-        """Step over `count` strings, checking each length. The inner loop stays inside the window, for speed."""
-        unpack = _U64.unpack_from
-        while count:
-            window, index, end = self.window, self.index, len(self.window)
-            while count and index + 8 <= end:
-                after: int = index + 8 + unpack(window, index)[0]
-                if after > end:
-                    break
-                index = after
-                count -= 1
-            self.index = index
-            if count:
-                self.skip(self.u64(f"the length of a string in {what}"), f"a string in {what}")
-                count -= 1
-
-
-def _read_preamble(cursor: _Cursor) -> tuple[int, int, int]:
+def _read_preamble(cursor: Cursor) -> tuple[int, int, int]:
     """(version, number of tensors, number of metadata entries)"""
     index = cursor.need(4, "the magic number")
     if (found := cursor.window[index : index + 4]) != MAGIC:
@@ -243,7 +129,7 @@ def _read_preamble(cursor: _Cursor) -> tuple[int, int, int]:
     return version, tensors, entries
 
 
-def _count(cursor: _Cursor, what: str, limit: int, smallest_bytes: int) -> int:
+def _count(cursor: Cursor, what: str, limit: int, smallest_bytes: int) -> int:
     start = cursor.at
     count = cursor.u64(f"the number of {what}")
     possible = min(limit, (cursor.file_bytes - cursor.at) // smallest_bytes)
@@ -252,7 +138,7 @@ def _count(cursor: _Cursor, what: str, limit: int, smallest_bytes: int) -> int:
     return count
 
 
-def _read_metadata(cursor: _Cursor, count: int) -> dict[str, Scalar | Array]:
+def _read_metadata(cursor: Cursor, count: int) -> dict[str, Scalar | Array]:
     metadata: dict[str, Scalar | Array] = {}
     for _ in range(count):
         start = cursor.at
@@ -264,7 +150,7 @@ def _read_metadata(cursor: _Cursor, count: int) -> dict[str, Scalar | Array]:
     return metadata
 
 
-def _read_scalar(cursor: _Cursor, kind: int, what: str) -> Scalar:
+def _read_scalar(cursor: Cursor, kind: int, what: str) -> Scalar:
     if kind == _STRING:
         return cursor.text(what, MAX_STRING_BYTES)
     if kind not in _SCALARS:
@@ -277,7 +163,7 @@ def _read_scalar(cursor: _Cursor, kind: int, what: str) -> Scalar:
     return bool(value)
 
 
-def _read_array(cursor: _Cursor, key: str) -> Array:
+def _read_array(cursor: Cursor, key: str) -> Array:
     what = f"the array {key!r}"
     start = cursor.at
     kind = cursor.u32(f"the element type of {what}")
@@ -296,7 +182,7 @@ def _read_array(cursor: _Cursor, key: str) -> Array:
     return Array(count, tuple(_read_scalar(cursor, kind, what) for _ in range(count)))
 
 
-def _alignment(cursor: _Cursor, metadata: Mapping[str, Scalar | Array]) -> int:
+def _alignment(cursor: Cursor, metadata: Mapping[str, Scalar | Array]) -> int:
     value = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if isinstance(value, bool) or not isinstance(value, int) or value < 8 or value & (value - 1):
         cursor.refuse(f"general.alignment is {value!r}", expected="a power of two, at least 8")
@@ -313,7 +199,7 @@ class _TensorInfo:
     at: int
 
 
-def _read_tensor_infos(cursor: _Cursor, count: int) -> list[_TensorInfo]:
+def _read_tensor_infos(cursor: Cursor, count: int) -> list[_TensorInfo]:
     infos: list[_TensorInfo] = []
     seen: set[str] = set()
     for _ in range(count):
@@ -337,7 +223,7 @@ def _read_tensor_infos(cursor: _Cursor, count: int) -> list[_TensorInfo]:
     return infos
 
 
-def _read_shape(cursor: _Cursor, name: str) -> tuple[int, ...]:
+def _read_shape(cursor: Cursor, name: str) -> tuple[int, ...]:
     dimensions = cursor.u32(f"the number of dimensions of tensor {name!r}")
     if not 1 <= dimensions <= MAX_DIMENSIONS:
         cursor.refuse(
@@ -346,7 +232,7 @@ def _read_shape(cursor: _Cursor, name: str) -> tuple[int, ...]:
     return tuple(cursor.u64(f"a dimension of tensor {name!r}") for _ in range(dimensions))
 
 
-def _size_bytes(cursor: _Cursor, name: str, shape: tuple[int, ...], kind: TensorType) -> int:
+def _size_bytes(cursor: Cursor, name: str, shape: tuple[int, ...], kind: TensorType) -> int:
     """Engines count elements in signed 64 bits; a product beyond that is the classic way to make them overflow."""
     elements = math.prod(shape)
     if not 0 < elements < 1 << 63:
@@ -359,7 +245,7 @@ def _size_bytes(cursor: _Cursor, name: str, shape: tuple[int, ...], kind: Tensor
     return elements // kind.block_elements * kind.block_bytes
 
 
-def _placed(cursor: _Cursor, infos: list[_TensorInfo], data_start: int, alignment: int) -> tuple[Tensor, ...]:
+def _placed(cursor: Cursor, infos: list[_TensorInfo], data_start: int, alignment: int) -> tuple[Tensor, ...]:
     """Absolute offsets, in file order; each tensor aligned, inside the file and behind the one before it."""
     end = data_start
     tensors: list[Tensor] = []
