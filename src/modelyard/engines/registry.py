@@ -1,0 +1,39 @@
+"""Which engines there are. An adapter is imported when it is named: what nobody uses costs nothing."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from modelyard.engines.contract import Engine
+from modelyard.errors import UsageError
+
+
+def _openvino() -> Engine:
+    from modelyard.engines.openvino import OpenVino
+
+    return OpenVino()
+
+
+def _fake() -> Engine:
+    from modelyard.engines.fake import FakeAdapter
+
+    return FakeAdapter()
+
+
+# In the order in which `auto` prefers them.
+_ENGINES: dict[str, Callable[[], Engine]] = {"openvino": _openvino, "fake": _fake}
+
+
+def engine(name: str) -> Engine:
+    """The adapter called `name`. Raises UsageError with the names that exist."""
+    if name in _ENGINES:
+        return _ENGINES[name]()
+    close = difflib.get_close_matches(name, _ENGINES, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"engines: {', '.join(_ENGINES)}"
+    raise UsageError(f"there is no engine called {name!r}", hint=hint)
+
+
+def engines() -> tuple[Engine, ...]:
+    """Every adapter, the one that `auto` prefers first."""
+    return tuple(make() for make in _ENGINES.values())

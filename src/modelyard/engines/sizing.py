@@ -1,0 +1,65 @@
+"""What an engine tells the planner: how much memory a model takes in it, and which settings a plan gives it.
+
+An engine that manages memory of its own fulfils `Sized` beside `Engine`; one that does not is planned without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+from modelyard.models.card import Card
+from modelyard.records.base import Record
+from modelyard.records.plan import Setting
+
+SettingValue = str | int | float | bool
+
+
+class Footprint(Record):
+    """Bytes of one replica beside its KV cache, and seconds from the start of its process until it is ready: expected,
+    and the interval that they should lie in."""
+
+    memory_bytes: int
+    memory_low_bytes: int
+    memory_high_bytes: int
+    load_s: float
+    load_low_s: float
+    load_high_s: float
+
+
+class Room(Record):
+    """What the planner has decided for one replica. `cores` are the replica's own; `hang_timeout_s` is when a busy
+    engine without progress counts as hung; `because` has the reasons for `max_sequences` and `kv_cache_bytes`."""
+
+    cores: int
+    context_tokens: int
+    max_sequences: int
+    kv_cache_bytes: int
+    hang_timeout_s: float
+    because: dict[str, str]
+
+
+class BadSetting(ValueError):
+    """A setting that the engine does not have, or not with this value; the message says which, `fix` what to try."""
+
+    def __init__(self, message: str, fix: str) -> None:
+        super().__init__(message)
+        self.fix = fix
+
+
+@runtime_checkable
+class Sized(Protocol):
+    """An engine whose memory can be planned. Pure, like the rest of an adapter. A sequence takes its KV cache in whole
+    blocks of `kv_block_tokens`."""
+
+    default_sequences: int
+    kv_block_tokens: int
+
+    def kv_bytes_per_token(self, card: Card, overrides: Mapping[str, SettingValue]) -> int | None:
+        """Bytes of KV cache per token over all layers, rounded up; None where the card does not settle it."""
+        ...
+
+    def footprint(self, card: Card, context_tokens: int) -> Footprint: ...
+
+    def settings(self, room: Room, overrides: Mapping[str, SettingValue]) -> tuple[Setting, ...]:
+        """Every effective setting with its reason, the operator's `overrides` in place. Raises BadSetting."""
+        ...
