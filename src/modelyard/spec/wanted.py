@@ -27,7 +27,7 @@ class Limits(Record, forbid_unknown_fields=True):
         Meta(description="Longest prompt plus answer, in tokens; the model's own limit if left out."),
     ] = None
     max_in_flight: Annotated[
-        Positive | None,
+        Annotated[int, Meta(ge=1, le=4096)] | None,
         Meta(description="Requests that one replica works on at the same time; planned if left out."),
     ] = None
     max_queued: Annotated[
