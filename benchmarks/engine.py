@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -202,7 +201,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     chosen = arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))  # through the blocks that end the children
+    subjects.end_children_on_sigterm()
     cores = keep_to_cores(chosen.cores)
     measured: dict[int, list[Pair]] = {}
     with contextlib.ExitStack() as stack:

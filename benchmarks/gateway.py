@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import platform
-import signal
 import sys
 import tempfile
 import threading
@@ -232,7 +231,7 @@ def verdicts(bench: Bench, groups: Sequence[str], names: Sequence[str]) -> list[
 def table(bench: Bench, found: Sequence[Verdict]) -> str:
     """One line a verdict: the medians of all, then the comparison with its spread over the rounds."""
     head = ("what", "subject", "direct", "nginx", "subject's", "compared: median (min-max)", "budget", "")
-    lines = [head]
+    lines: list[tuple[str, ...]] = [head]
     for verdict in found:
         budget, spread = verdict.budget, verdict.spread
         medians = [_median(bench, budget.metric, name) for name in ("direct", "nginx", verdict.subject)]
@@ -294,7 +293,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     chosen = arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))  # through the blocks that end the children
+    subjects.end_children_on_sigterm()
     groups = [group for group in GROUPS if not chosen.only or group in chosen.only]
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="modelyard-bench-")))

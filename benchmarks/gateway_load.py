@@ -75,7 +75,7 @@ class Load:
     counts the connection as done."""
 
     target: Open
-    connections: list[Connection] = field(default_factory=list)
+    connections: list[Connection] = field(default_factory=list[Connection])
     reopened: int = 0
     judge: Callable[[Connection], None] = lambda connection: None
 

@@ -25,8 +25,8 @@ class StallProbe:
     that part belongs to the machine. `raw_s` keeps it in."""
 
     subject: Subject
-    stalls_s: list[float] = field(default_factory=list)
-    raw_s: list[float] = field(default_factory=list)
+    stalls_s: list[float] = field(default_factory=list[float])
+    raw_s: list[float] = field(default_factory=list[float])
     failed: str = ""
 
     def run(self, stop: threading.Event, pid: int) -> None:

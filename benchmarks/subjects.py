@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,7 +97,7 @@ class Journal:
     """Reads what was appended since the last look."""
 
     folder: Path
-    offsets: dict[Path, int] = field(default_factory=dict)
+    offsets: dict[Path, int] = field(default_factory=dict[Path, int])
 
     def new_records(self) -> list[JournalRecord]:
         records: list[JournalRecord] = []
@@ -127,7 +127,7 @@ class Subject:
 @contextlib.contextmanager
 def child(
     argv: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
+) -> Generator[subprocess.Popen[bytes]]:
     """A process in its own group; the group ends with the block."""
     with log.open("ab") as output:
         try:
@@ -149,6 +149,15 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(5)
             return
+
+
+def end_children_on_sigterm() -> None:
+    """Leave through the blocks that end the children, as an interrupt from the keyboard does."""
+
+    def leave(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
 
 
 def module_environment() -> dict[str, str]:

@@ -72,8 +72,8 @@ async def connect(
     if address.startswith("unix:"):
         path = address.removeprefix("unix:")
         return (await loop.create_unix_connection(lambda: Connection(when_done, when_lost), path))[1]
-    url = urlsplit(address)
-    return (await loop.create_connection(lambda: Connection(when_done, when_lost), url.hostname, url.port))[1]
+    host, _, port = urlsplit(address).netloc.rpartition(":")
+    return (await loop.create_connection(lambda: Connection(when_done, when_lost), host, int(port)))[1]
 
 
 def post(address: str, path: str, key: str, body: bytes) -> bytes:
