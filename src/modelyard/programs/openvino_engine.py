@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import secrets
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 from openvino_config import ServerConfig
 from openvino_geometry import read_geometry
+from openvino_grammar import GrammarTrial
 from openvino_prefix import BLOCK_TOKENS
 
 _READABLE_PROPERTIES = (
@@ -38,7 +40,14 @@ Report = Callable[[str, int, int, str], None]
 
 
 class Unusable(Exception):
-    """The client's request cannot be given to the engine; the message is fit for the client."""
+    """The client's request cannot be given to the engine; the message is fit for the client, `param` names a field.
+
+    Without a `param` it is about the prompt.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param, self.code = param, code
 
 
 def import_genai() -> Any:
@@ -73,6 +82,8 @@ class Engine:
         self._model_defaults: Any = self._pipeline.get_config()
         self.vocabulary_size: int = max(self._tokenizer.get_vocab().values(), default=-1) + 1
         self._batched_decode_is_exact = self._check_batched_decode()
+        self.tokenizer_limit = self._find_tokenizer_limit()
+        self._grammar = GrammarTrial(self._genai, self._tokenizer, self.vocabulary_size)
         report("warm", 2, 3, "first step, allocating the KV pool")
         self._warm()
         self.load_s = time.monotonic() - started
@@ -100,6 +111,12 @@ class Engine:
         """One call for several sequences pads the short ones: right only if the pad token decodes to nothing."""
         samples = [[self.vocabulary_size // 2 + i for i in range(length)] for length in (1, 3, 6)]
         return list(self._tokenizer.decode(samples)) == [self._tokenizer.decode(sample) for sample in samples]
+
+    def _find_tokenizer_limit(self) -> int | None:
+        """Where the tokenizer silently cuts a text: 8192 tokens, whatever is asked, for one made from a GGUF file."""
+        text = " a" * 2 * self._config.context_tokens
+        once, twice = len(self.encode(text)), len(self.encode(text + text))
+        return once if once == twice else None
 
     def render_chat(self, messages: list[dict[str, Any]]) -> list[int]:
         try:
@@ -140,12 +157,15 @@ class Engine:
         for name in ("presence_penalty", "frequency_penalty", "repetition_penalty"):
             if name in sampling:
                 setattr(config, name, sampling[name])
-        if schema is not None:
-            config.structured_output_config = self._genai.StructuredOutputConfig(json_schema=schema)
+        param = "response_format"
         try:
+            if schema is not None:
+                config.structured_output_config = self._genai.StructuredOutputConfig(json_schema=schema)
+                self._grammar.run(config.structured_output_config)
+            param = "temperature"
             config.validate()
         except Exception as error:  # the engine raises RuntimeError for every refusal
-            raise Unusable(f"the engine refuses these settings: {_first_line(error)}") from error
+            raise Unusable(f"the engine refuses these settings: {_reason(error)}", param=param) from error
         return config
 
     def greedy_single_token(self) -> Any:
@@ -153,10 +173,7 @@ class Engine:
 
     def submit(self, number: int, tokens: list[int], generation: Any) -> Any:
         """Restores what the prefix cache holds and queues the rest; returns the engine's handle."""
-        try:
-            return self._pipeline.add_request(number, self._tensor(tokens), generation)
-        except Exception as error:  # a grammar that does not compile shows up only here
-            raise Unusable(f"the engine refuses the request: {_first_line(error)}") from error
+        return self._pipeline.add_request(number, self._tensor(tokens), generation)
 
     def _tensor(self, tokens: list[int]) -> Any:
         return self._openvino.Tensor(self._numpy.array([tokens], dtype=self._numpy.int64))
@@ -184,6 +201,11 @@ class Engine:
             reason = "exhausted"
         return tokens, reason
 
+    def context_tokens(self) -> int:
+        """Prompt plus output of one request: as configured, within the KV pool and what the tokenizer can count."""
+        pool = (self.kv_blocks - 1) * BLOCK_TOKENS
+        return min(self._config.context_tokens, pool, self.tokenizer_limit or pool)
+
     def effective(self) -> dict[str, Any]:
         """Everything that can change an answer or its speed, as far as the engine lets itself be asked."""
         core = self._openvino.Core()
@@ -206,7 +228,8 @@ class Engine:
                 "prefix_cache": self._config.prefix_cache,
                 "dynamic_split_fuse": True,
             },
-            "context_tokens": self._config.context_tokens,
+            "context_tokens": self.context_tokens(),
+            "tokenizer_limit": self.tokenizer_limit,
             "chat_template": bool(self._tokenizer.chat_template),
             "eos_token_id": self._model_defaults.eos_token_id,
             "stop_token_ids": sorted(self._model_defaults.stop_token_ids),
@@ -215,10 +238,10 @@ class Engine:
         }
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    """The sentence of a C++ error, without the failed check and the source path that stand before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # OpenVINO puts the failed C++ check and the source path before the sentence that says what is wrong.
-    return lines[-1] if lines else type(error).__name__
+    return re.sub(r"^.*\.(cc|cpp|h|hpp):\d+: ", "", lines[-1]) if lines else type(error).__name__
 
 
 def _readable(core: Any, name: str) -> Any:

@@ -114,11 +114,7 @@ class Stepping(asyncio.Protocol):
             self._step(message)
         elif kind == "refused":
             if flight := self.flights.get(message["id"]):
-                flight.fail(
-                    BadRequest(
-                        message["message"], status=message["status"], param=message["param"], code=message["code"]
-                    )
-                )
+                flight.fail(BadRequest(message["message"], param=message["param"], code=message["code"]))
         elif kind == "progress":
             print("progress", json.dumps(message), flush=True)
         elif kind == "ready":

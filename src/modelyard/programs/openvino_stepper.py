@@ -68,7 +68,7 @@ class Stepper:
         self._pipe = pipe
         self._reader = FrameReader()
         self._mirror = PrefixMirror(engine.kv_blocks)
-        self._limit = min(config.context_tokens, (engine.kv_blocks - 1) * BLOCK_TOKENS)
+        self._limit = engine.context_tokens()
         self._waiting: deque[Job] = deque()
         self._feeding: deque[Job] = deque()
         self._running: list[Job] = []
@@ -110,16 +110,18 @@ class Stepper:
         try:
             self._waiting.append(self._job(message))
         except Unusable as refusal:
-            self._refuse(message["id"], 400, str(refusal), message["param"])
+            self._refuse(message["id"], refusal, refusal.param or message["param"])
         self._changed = True
 
     def _job(self, message: dict[str, Any]) -> Job:
         prompt = self._prompt(message)
         room = self._limit - len(prompt)
         if room < 1:
+            count = f"at least {len(prompt)}" if len(prompt) == self._engine.tokenizer_limit else str(len(prompt))
             raise Unusable(
                 f"This model's maximum context length is {self._limit} tokens. However, your prompt has "
-                f"{len(prompt)} tokens; at least 1 must be left for the answer."
+                f"{count} tokens, and the answer needs at least 1.",
+                code="context_length_exceeded",
             )
         max_tokens = min(room, message["max_tokens"] or room)
         generation = self._engine.generation(message["sampling"], max_tokens, message["schema"])
@@ -140,9 +142,8 @@ class Stepper:
             raise Unusable("the prompt is empty")
         return prompt
 
-    def _refuse(self, number: int, status: int, text: str, param: str | None) -> None:
-        code = "context_length_exceeded" if "maximum context length" in text else None
-        self._send({"kind": "refused", "id": number, "status": status, "message": text, "param": param, "code": code})
+    def _refuse(self, number: int, refusal: Unusable, param: str) -> None:
+        self._send({"kind": "refused", "id": number, "message": str(refusal), "param": param, "code": refusal.code})
 
     def _admit(self) -> None:
         active = [*self._feeding, *self._running]
@@ -180,12 +181,7 @@ class Stepper:
         self._feeding.append(job)  # behind the others: prompts take turns
 
     def _start(self, job: Job, restored: int) -> None:
-        try:
-            job.handle = self._engine.submit(self._next_number(), job.prompt, job.generation)
-        except Unusable as refusal:
-            self._let_go(job)
-            self._refuse(job.number, 400, str(refusal), None)
-            return
+        job.handle = self._engine.submit(self._next_number(), job.prompt, job.generation)
         job.cached = job.cached or 0
         if self._config.prefix_cache:
             self._mirror.drop_tail(job.prompt, restored)
