@@ -84,6 +84,11 @@ class StateDirectory:
         return self.root / "lease"
 
     @property
+    def rendezvous(self) -> Path:
+        """The unix socket that yard owns, shims dial, and control accepts on."""
+        return self.sockets / "shims.sock"
+
+    @property
     def sockets(self) -> Path:
         """Unix sockets. A deep root would overflow the kernel's limit for socket paths: then a short private folder
         named after the root is used instead."""

@@ -30,6 +30,7 @@ def gateway(
     Example: modelyard gateway --upstream http://127.0.0.1:8000 --model my-model --port 8080 --key secret
     """
     from modelyard.gateway import serve, standalone
+    from modelyard.gateway.listen import Tls, check_bind, listening_socket
     from modelyard.state import open_state
 
     for address in upstream:
@@ -39,10 +40,10 @@ def gateway(
         raise UsageError("no key", hint="give --key; a gateway that anyone may use is not started")
     if (tls_cert is None) != (tls_key is None):
         raise UsageError("TLS needs both files", hint="give --tls-cert and --tls-key")
-    tls = serve.Tls(tls_cert, tls_key) if tls_cert is not None and tls_key is not None else None
-    serve.check_bind(host, has_key=bool(key), has_tls=tls is not None, insecure=insecure_listen)
+    tls = Tls(tls_cert, tls_key) if tls_cert is not None and tls_key is not None else None
+    check_bind(host, has_key=bool(key), has_tls=tls is not None, insecure=insecure_listen)
     topology = standalone.fixed_topology(model, engine_model or model, upstream, max_in_flight)
-    sock = serve.listening_socket(host, port)
+    sock = listening_socket(host, port)
     journal = open_state(state.absolute()).journal if state is not None else None
     url = f"{'https' if tls else 'http'}://{host}:{port}/v1"
     serve.run(

@@ -103,7 +103,9 @@ class ExitReport(Record):
 class Failure(Record):
     """Why an engine ended. A permanent failure is not tried again: the same start would end the same way."""
 
-    kind: Literal["bad_config", "model", "does_not_fit", "out_of_memory", "killed", "crashed", "hung", "start_timeout"]
+    kind: Literal[
+        "bad_config", "model", "does_not_fit", "out_of_memory", "killed", "crashed", "hung", "start_timeout", "unproved"
+    ]
     cause: str
     fix: str
     permanent: bool

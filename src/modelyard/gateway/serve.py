@@ -6,69 +6,19 @@ import asyncio
 import resource
 import signal
 import socket
-import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import uvloop
 
-from modelyard.errors import AddressInUse, UsageError
 from modelyard.gateway.journal import JournalWriter
 from modelyard.gateway.keyring import Keyring
+from modelyard.gateway.listen import Tls
 from modelyard.gateway.service import Service
 from modelyard.gateway.worker import Worker
 from modelyard.lifeline import watch_lifeline
 
 DRAIN_GRACE_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Tls:
-    certificate: Path
-    key: Path
-
-    def context(self) -> ssl.SSLContext:
-        """Raises UsageError where the files do not make a server."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        try:
-            context.load_cert_chain(self.certificate, self.key)
-        except (OSError, ssl.SSLError) as error:
-            raise UsageError(
-                f"the TLS certificate or key cannot be used: {error}", hint="both must be PEM files"
-            ) from error
-        return context
-
-
-def check_bind(host: str, *, has_key: bool, has_tls: bool, insecure: bool) -> None:
-    """The rule for listening beyond loopback. Raises AddressInUse's refusal with what is missing."""
-    if host in ("127.0.0.1", "::1", "localhost") or host.startswith("127.") or insecure:
-        return
-    missing = [what for what, there in (("a key", has_key), ("TLS", has_tls)) if not there]
-    if missing:
-        raise AddressInUse(
-            f"{host} is reachable from other machines, and {' and '.join(missing)} is missing",
-            hint="give --tls-cert and --tls-key and keep keys on, or say --insecure-listen if something else guards it",
-        )
-
-
-def listening_socket(host: str, port: int) -> socket.socket:
-    """A bound, listening TCP socket. Raises AddressInUse in plain words."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, port))
-        sock.listen(4096)
-    except OSError as error:
-        sock.close()
-        raise AddressInUse(
-            f"cannot listen on {host}:{port}: {error.strerror}",
-            hint=f"another program has the port; choose one with --port, or see who: ss -ltnp 'sport = :{port}'",
-        ) from error
-    sock.setblocking(False)
-    return sock
 
 
 def raise_descriptor_limit() -> None:

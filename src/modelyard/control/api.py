@@ -1,0 +1,119 @@
+"""The admin API: one key, one loopback listener. A thin wrapper; what happens, happens in `fleet` and `key_log`."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+import msgspec
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from modelyard import __version__
+from modelyard.control import views
+from modelyard.control.fleet import Fleet
+from modelyard.control.key_log import KeyWriter
+from modelyard.control.measurements import Measurements
+from modelyard.errors import ModelyardError, NotRunning, UsageError
+from modelyard.records.keys import Scopes
+from modelyard.state import StateDirectory
+from modelyard.verify.evidence import latest
+
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
+Name = Annotated[str, Field(max_length=128)]
+
+
+class NewKeyBody(BaseModel):
+    """What a new key may do; None leaves a bound to its parent."""
+
+    name: Name
+    ttl_s: float | None = Field(default=None, gt=0)
+    parent: Name | None = None
+    deployments: list[Name] | None = None
+
+
+def make_app(state: StateDirectory, admin_key: str, fleet: Fleet, keys: KeyWriter, seen: Measurements) -> FastAPI:
+    """The application. Every route but /health demands the admin key; a Host that is not loopback is refused, so that
+    no web page can reach it by a name that it controls."""
+    app = FastAPI(title="Modelyard admin", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    locked = APIRouter(dependencies=[Depends(_admin(admin_key))])
+
+    @app.middleware("http")
+    async def only_loopback(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        host = request.headers.get("host", "")
+        if host.rpartition(":")[0] not in LOOPBACK_HOSTS and host not in LOOPBACK_HOSTS:
+            return JSONResponse({"error": {"message": "this host is not served here", "hint": ""}}, 421)
+        return await call_next(request)
+
+    @app.exception_handler(ModelyardError)
+    async def refused(_: Request, error: ModelyardError) -> Response:
+        status = 404 if isinstance(error, UsageError) else 409 if isinstance(error, NotRunning) else 500
+        return JSONResponse({"error": {"message": error.message, "hint": error.hint}}, status)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok", "version": __version__}
+
+    @locked.get("/deployments")
+    async def deployments() -> Response:
+        return _json([views.of_deployment(one, latest(state, name), 0) for name, one in fleet.running.items()])
+
+    @locked.get("/deployments/{name}")
+    async def deployment(name: str, after_step: Annotated[int, Query(ge=0)] = 0) -> Response:
+        return _json(views.of_deployment(fleet.get(name), latest(state, name), after_step))
+
+    @locked.post("/deployments/{name}/reload")
+    async def reload(name: str) -> Response:
+        await fleet.reload(name)
+        return _json({"name": name})
+
+    @locked.post("/deployments/{name}/restart")
+    async def restart(name: str) -> Response:
+        await fleet.restart(name)
+        return _json({"name": name})
+
+    @locked.post("/deployments/{name}/verify")
+    async def verify(name: str) -> Response:
+        return _json(await fleet.prove_again(name))
+
+    @locked.delete("/deployments/{name}")
+    async def remove(name: str) -> Response:
+        await fleet.remove(name)
+        return _json({"name": name})
+
+    @locked.get("/keys")
+    async def listed() -> Response:
+        return _json(keys.listed())
+
+    @locked.post("/keys")
+    async def create(body: NewKeyBody) -> Response:
+        scopes = Scopes(deployments=tuple(body.deployments) if body.deployments is not None else None)
+        key = keys.create(body.name, body.ttl_s, body.parent, scopes)
+        return _json({"id": key.record.id, "name": key.record.name, "key": key.secret})
+
+    @locked.delete("/keys/{key_id}")
+    async def revoke(key_id: str) -> Response:
+        keys.revoke(key_id)
+        return _json({"id": key_id})
+
+    @locked.get("/metrics")
+    async def metrics() -> Response:
+        return Response(seen.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    app.include_router(locked)
+    return app
+
+
+def _admin(admin_key: str) -> Callable[[Request], Awaitable[None]]:
+    async def demand(request: Request) -> None:
+        scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(secret.encode(), admin_key.encode()):
+            raise HTTPException(401, "the admin key is needed", headers={"www-authenticate": "Bearer"})
+
+    return demand
+
+
+def _json(value: object) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")

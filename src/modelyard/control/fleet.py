@@ -1,0 +1,175 @@
+"""All deployments of this control: what is wanted, made so."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from modelyard.control import wanted as desired
+from modelyard.control.proof import prove
+from modelyard.control.replica_loop import ReplicaLoop, Surroundings, dismiss
+from modelyard.control.steps import Steps
+from modelyard.control.wanted import Wanted
+from modelyard.errors import NotRunning, UsageError
+from modelyard.node import shims
+from modelyard.node.shim_wire import ShimSpec
+from modelyard.node.shims import ShimConnection
+from modelyard.records.base import UnreadableRecord, decode
+from modelyard.verify.report import Report
+
+# A shim dials at once; longer than this and it is not there.
+ADOPTION_GRACE_S = 3.0
+
+
+@dataclass(slots=True)
+class Running:
+    """One deployment and its replicas by name."""
+
+    wanted: Wanted
+    steps: Steps
+    replicas: dict[str, ReplicaLoop]
+
+
+class Fleet:
+    """Owned by control's loop; every method runs on it."""
+
+    def __init__(self, around: Surroundings, tasks: asyncio.TaskGroup) -> None:
+        self.running: dict[str, Running] = {}
+        self._around = around
+        self._tasks = tasks
+        self._loops: dict[ReplicaLoop, asyncio.Task[None]] = {}
+
+    async def begin(self) -> None:
+        """Take over what an earlier control left running, then start what is wanted and does not run."""
+        orphans = self._launch_files()
+        for name in desired.names(self._around.state):
+            self._prepare(name, orphans)
+        if orphans:
+            await asyncio.sleep(ADOPTION_GRACE_S)
+        for running in self.running.values():
+            for loop in running.replicas.values():
+                await self._start_unless_adopted(loop)
+
+    async def connected(self, connection: ShimConnection) -> None:
+        """A shim dialled: its replica's loop listens to it, or nobody wants it any more."""
+        name = connection.hello.replica
+        for running in tuple(self.running.values()):
+            if loop := running.replicas.get(name):
+                await loop.serve_shim(connection)
+                return
+        await dismiss(connection)
+
+    async def reload(self, name: str) -> None:
+        """Read a deployment's file again: start it, or stop what it was and start what it is now."""
+        running = self.running.get(name)
+        found = desired.load(self._around.state, name)
+        if found is None:
+            raise UsageError(f"there is no deployment {name!r}", hint="modelyard up FILE")
+        if running is not None and running.wanted == found:
+            for loop in running.replicas.values():
+                loop.start()
+            return
+        if running is not None:
+            await self._stop(running)
+        self._prepare(name, {})
+        for loop in self.running[name].replicas.values():
+            loop.start()
+
+    async def restart(self, name: str) -> None:
+        """End and start every replica of a deployment, also one that has failed."""
+        running = self.get(name)
+        for loop in running.replicas.values():
+            loop.stop()
+            await loop.stopped.wait()
+            loop.start()
+
+    async def remove(self, name: str) -> None:
+        """Stop a deployment and forget that it was wanted."""
+        running = self.get(name)
+        desired.remove(self._around.state, name)
+        await self._stop(running)
+        del self.running[name]
+        self._around.publisher.remove(name)
+
+    async def prove_again(self, name: str) -> Report:
+        """Ask every check of a serving replica once more."""
+        running = self.get(name)
+        for loop in running.replicas.values():
+            launch = loop.launch
+            if loop.state.phase == "ready" and launch is not None:
+                around = self._around
+                return await prove(
+                    running.wanted,
+                    loop.plan,
+                    loop.engine,
+                    launch.spec,
+                    state=around.state,
+                    machine=around.machine,
+                    clock=around.clock,
+                    steps=running.steps,
+                    afresh=True,
+                )
+        raise NotRunning(f"no replica of {name!r} is ready", hint=f"modelyard status {name}")
+
+    async def stop_all(self) -> None:
+        """Drain and end every engine; what is wanted stays wanted."""
+        for running in self.running.values():
+            for loop in running.replicas.values():
+                loop.stop()
+        for running in self.running.values():
+            for loop in running.replicas.values():
+                await loop.stopped.wait()
+
+    def get(self, name: str) -> Running:
+        running = self.running.get(name)
+        if running is None:
+            raise UsageError(f"there is no deployment {name!r}", hint="modelyard status")
+        return running
+
+    def _prepare(self, name: str, orphans: dict[str, ShimSpec]) -> None:
+        wanted = desired.load(self._around.state, name)
+        assert wanted is not None
+        known = self.running.get(name)
+        steps = known.steps if known is not None else Steps(self._around.clock)
+        replicas = {plan.name: ReplicaLoop(wanted, plan, self._around, steps) for plan in wanted.plan.replicas}
+        self.running[name] = Running(wanted, steps, replicas)
+        self._around.publisher.want(wanted)
+        for loop in replicas.values():
+            if (orphan := orphans.get(loop.plan.name)) is not None:
+                published = self._around.publisher.published(name, loop.plan.name)
+                loop.adopt(orphan, routed=published is not None and published.launch == orphan.launch)
+            self._loops[loop] = self._tasks.create_task(loop.run())
+
+    async def _start_unless_adopted(self, loop: ReplicaLoop) -> None:
+        launch = loop.launch
+        if launch is not None and launch.connection is None:
+            loop.abandon()
+        elif launch is None:
+            if self._around.publisher.published(loop.wanted.name, loop.plan.name) is not None:
+                self._around.publisher.unroute(loop.wanted.name, loop.plan.name, "it is starting")
+            loop.start()
+
+    async def _stop(self, running: Running) -> None:
+        for loop in running.replicas.values():
+            loop.stop()
+        for loop in running.replicas.values():
+            await loop.stopped.wait()
+            self._loops.pop(loop).cancel()
+
+    def _launch_files(self) -> dict[str, ShimSpec]:
+        """The launches that may still run, by replica; what cannot be read is nobody's."""
+        found: dict[str, ShimSpec] = {}
+        for path in sorted(self._around.state.launches.glob("*.json")):
+            try:
+                spec = decode(path.read_bytes(), ShimSpec)
+            except (UnreadableRecord, FileNotFoundError):
+                continue
+            if spec.replica in found:
+                shims.forget(self._around.state, found[spec.replica].replica, found[spec.replica].launch)
+            found[spec.replica] = spec
+        return found
+
+    def close(self) -> None:
+        """End the loops; their engines are gone or live on without this control."""
+        for task in self._loops.values():
+            task.cancel()

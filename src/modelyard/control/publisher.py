@@ -1,0 +1,95 @@
+"""The topology's only writer: what the gateway may use now, in a file that is replaced whole."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from modelyard.control.wanted import Wanted
+from modelyard.engines.registry import engine
+from modelyard.records.base import UnreadableRecord, decode, encode
+from modelyard.records.topology import Deployment, Replica, Topology
+from modelyard.state import StateDirectory, write_atomically
+
+RETRY_AFTER_S = 2
+
+
+class Publisher:
+    """Begins with what the control before it had published: its engines may well be serving."""
+
+    def __init__(self, state: StateDirectory) -> None:
+        self._state = state
+        before = self._read()
+        self._generation = before.generation
+        self._deployments = {one.name: one for one in before.deployments}
+
+    def published(self, deployment: str, replica: str) -> Replica | None:
+        """What stands in the topology now."""
+        known = self._deployments.get(deployment)
+        return next((one for one in known.replicas if one.name == replica), None) if known else None
+
+    def want(self, wanted: Wanted) -> None:
+        """Publish how a deployment's requests are treated; its replicas stay as they are."""
+        first = wanted.plan.replicas[0]
+        known = self._deployments.get(wanted.name)
+        kept = tuple(one for one in known.replicas if self._is_planned(wanted, one)) if known else ()
+        self._publish(
+            Deployment(
+                name=wanted.name,
+                engine_model=first.served_name,
+                context_tokens=first.context_tokens,
+                created_at=wanted.created_at,
+                replicas=kept,
+                open=any(not one.draining for one in kept),
+                reason="" if kept else "it is starting",
+                retry_after_s=RETRY_AFTER_S,
+                max_queued=wanted.max_queued,
+                queue_timeout_s=wanted.queue_timeout_s,
+                first_byte_timeout_s=wanted.first_byte_timeout_s,
+                stall_timeout_s=wanted.stall_timeout_s,
+                unknown_fields=wanted.unknown_fields,
+                refused_fields=tuple(sorted(engine(first.engine).capabilities.refused_fields)),
+            )
+        )
+
+    def route(self, deployment: str, replica: Replica) -> None:
+        """Let requests go to a launch, in place of any other launch of the same replica."""
+        known = self._deployments[deployment]
+        others = tuple(one for one in known.replicas if one.name != replica.name)
+        self._publish(replace(known, replicas=(*others, replica), open=True, reason=""))
+
+    def unroute(self, deployment: str, replica: str, reason: str) -> None:
+        """Let no new request go to a replica; those in flight keep their connections."""
+        known = self._deployments.get(deployment)
+        if known is None:
+            return
+        left = tuple(one for one in known.replicas if one.name != replica)
+        self._publish(replace(known, replicas=left, open=bool(left), reason="" if left else reason))
+
+    def explain(self, deployment: str, reason: str) -> None:
+        """Tell clients of a closed route why; an open one needs no reason."""
+        known = self._deployments.get(deployment)
+        if known is not None and not known.open and known.reason != reason:
+            self._publish(replace(known, reason=reason))
+
+    def remove(self, deployment: str) -> None:
+        if self._deployments.pop(deployment, None) is not None:
+            self._write()
+
+    def _is_planned(self, wanted: Wanted, replica: Replica) -> bool:
+        return any(plan.name == replica.name for plan in wanted.plan.replicas)
+
+    def _publish(self, deployment: Deployment) -> None:
+        if self._deployments.get(deployment.name) != deployment:
+            self._deployments[deployment.name] = deployment
+            self._write()
+
+    def _write(self) -> None:
+        self._generation += 1
+        topology = Topology(generation=self._generation, deployments=tuple(self._deployments.values()))
+        write_atomically(self._state.topology, encode(topology))
+
+    def _read(self) -> Topology:
+        try:
+            return decode(self._state.topology.read_bytes(), Topology)
+        except (FileNotFoundError, UnreadableRecord):
+            return Topology(generation=0)

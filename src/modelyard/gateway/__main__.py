@@ -1,0 +1,38 @@
+"""`python -m modelyard.gateway`: the gateway as yard starts it, on inherited descriptors."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import socket
+from pathlib import Path
+
+from modelyard.gateway import serve
+from modelyard.gateway.listen import Tls
+from modelyard.gateway.service import Follower, Service
+from modelyard.state import StateDirectory
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--listen-fd", type=int, required=True)
+    parser.add_argument("--lifeline-fd", type=int, required=True)
+    parser.add_argument("--tls-cert", type=Path)
+    parser.add_argument("--tls-key", type=Path)
+    chosen = parser.parse_args()
+    state = StateDirectory(chosen.state)
+    tls = Tls(chosen.tls_cert, chosen.tls_key) if chosen.tls_cert is not None else None
+
+    def follow(service: Service) -> list[asyncio.Task[None]]:
+        follower = Follower(service, state.topology, state.keys)
+        follower.follow()
+        return [asyncio.get_running_loop().create_task(follower.follow_forever())]
+
+    sock = socket.socket(fileno=chosen.listen_fd)
+    sock.setblocking(False)
+    serve.run(sock, state.journal, follow, tls=tls, lifeline=chosen.lifeline_fd)
+
+
+if __name__ == "__main__":
+    main()

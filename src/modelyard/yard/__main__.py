@@ -1,0 +1,78 @@
+"""`python -m modelyard.yard`: the parent process, as the command line or a service manager starts it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from modelyard import settings
+from modelyard.clock import SYSTEM
+from modelyard.errors import ModelyardError, UsageError
+from modelyard.gateway.listen import Tls, check_bind
+from modelyard.records.base import encode
+from modelyard.records.listening import Listening, StartFailed, StartOutcome
+from modelyard.state import open_state
+from modelyard.yard.parent import Yard, YardSettings
+
+INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="modelyard-yard", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1", help="where clients connect; beyond loopback TLS is demanded")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--tls-cert", type=Path)
+    parser.add_argument("--tls-key", type=Path)
+    parser.add_argument(
+        "--insecure-listen", action="store_true", help="beyond loopback without TLS: something else guards it"
+    )
+    parser.add_argument("--outcome-fd", type=int, help="where to say in one line whether it listens")
+    parser.add_argument("--watch-fd", type=int, help="stop when the other end of this pipe closes")
+    chosen = parser.parse_args()
+    try:
+        _run(chosen)
+    except ModelyardError as error:
+        _tell(chosen.outcome_fd, StartFailed(message=error.message, hint=error.hint, exit_code=error.exit_code))
+        sys.exit(error.exit_code)
+
+
+def _run(chosen: argparse.Namespace) -> None:
+    ours = settings.load()
+    tls = _tls(chosen)
+    # Every client needs a key always: what may be missing beyond loopback is TLS.
+    check_bind(chosen.host, has_key=True, has_tls=tls is not None, insecure=chosen.insecure_listen)
+    yard_settings = YardSettings(
+        host=chosen.host,
+        port=chosen.port,
+        tls=tls,
+        lease_s=ours.lease_s,
+        children_environ={name: ours.environ[name] for name in INHERITED if name in ours.environ},
+        watched=chosen.watch_fd,
+    )
+    state = open_state(ours.state_dir)
+    Yard(state, yard_settings, SYSTEM).run(lambda listening: _tell(chosen.outcome_fd, listening))
+
+
+def _tls(chosen: argparse.Namespace) -> Tls | None:
+    if (chosen.tls_cert is None) != (chosen.tls_key is None):
+        raise UsageError("TLS needs both files", hint="give --tls-cert and --tls-key")
+    if chosen.tls_cert is None:
+        return None
+    tls = Tls(chosen.tls_cert, chosen.tls_key)
+    tls.context()
+    return tls
+
+
+def _tell(descriptor: int | None, outcome: StartOutcome) -> None:
+    if descriptor is None:
+        text = f"listening on {outcome.url}" if isinstance(outcome, Listening) else f"error: {outcome.message}"
+        print(text, flush=True)
+        return
+    os.write(descriptor, encode(outcome) + b"\n")
+    os.close(descriptor)
+
+
+if __name__ == "__main__":
+    main()

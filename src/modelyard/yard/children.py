@@ -1,0 +1,81 @@
+"""The processes that yard keeps alive: started with the descriptors that they inherit, started again when they end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import IO
+
+BACKOFF_BASE_S = 0.1
+BACKOFF_CAP_S = 5.0
+STEADY_AFTER_S = 30.0
+
+
+@dataclass(slots=True)
+class Child:
+    """One process by role. `argv` is what to run; `descriptors` are inherited under their own numbers."""
+
+    role: str
+    argv: list[str]
+    descriptors: tuple[int, ...]
+    log: IO[bytes]
+    environ: dict[str, str]
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    start_again_at: float = 0.0
+    ends_in_a_row: int = 0
+    starts: int = field(default=0)
+
+    def start(self, now: float) -> None:
+        self.starts += 1
+        self.started_at = now
+        self.process = subprocess.Popen(
+            self.argv,
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+            pass_fds=self.descriptors,
+            env=self.environ,
+            # A Ctrl-C at the terminal reaches yard alone; it decides who ends when.
+            process_group=0,
+        )
+
+    def look(self, now: float, jitter: Callable[[], float], say: Callable[[str], None]) -> None:
+        """Reap it if it ended, and start it again when its back-off (full jitter) is over. The first restart is at
+        once: clients are waiting in the socket's backlog."""
+        if self.process is None:
+            if now >= self.start_again_at:
+                self.start(now)
+            return
+        status = self.process.poll()
+        if status is None:
+            return
+        self.process = None
+        self.ends_in_a_row = 1 if now - self.started_at > STEADY_AFTER_S else self.ends_in_a_row + 1
+        most = min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2**self.ends_in_a_row) if self.ends_in_a_row > 1 else 0.0
+        delay_s = jitter() * most
+        self.start_again_at = now + delay_s
+        say(f"{self.role} ended ({_words(status)}); starts again in {delay_s:.1f} s")
+        if delay_s == 0.0:
+            self.start(now)
+
+    def signal(self, number: int) -> None:
+        """To this very child, never to a bare pid: a process that we have not reaped keeps its number."""
+        if self.process is not None and self.process.poll() is None:
+            os.kill(self.process.pid, number)
+
+    def wait(self, timeout_s: float) -> bool:
+        """True once it has ended."""
+        if self.process is None:
+            return True
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+
+def _words(status: int) -> str:
+    return f"signal {-status}" if status < 0 else f"exit {status}"

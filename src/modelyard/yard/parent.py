@@ -1,0 +1,186 @@
+"""The parent: owns the listening sockets, renews the lease, keeps control and gateway alive. No parsing, no policy."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from modelyard import __version__
+from modelyard.clock import Clock
+from modelyard.gateway.listen import Tls, listening_socket
+from modelyard.node.lease import RENEW_EVERY_S, Lease
+from modelyard.records.base import encode
+from modelyard.records.listening import Listening
+from modelyard.state import StateDirectory, locked, write_atomically
+from modelyard.yard.children import Child
+
+GATEWAY_DRAIN_S = 32.0
+CONTROL_DRAIN_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class YardSettings:
+    """`children_environ` is what control and gateway get; engines get what their adapters name."""
+
+    host: str
+    port: int
+    tls: Tls | None
+    lease_s: float
+    children_environ: dict[str, str]
+    watched: int | None = None
+
+
+class Yard:
+    """Runs until it is told to stop; whatever its children do, the sockets stay open."""
+
+    def __init__(self, state: StateDirectory, settings: YardSettings, clock: Clock) -> None:
+        self._state, self._settings, self._clock = state, settings, clock
+        self._stopping = False
+        self._gateway: Child | None = None
+        self._control: Child | None = None
+
+    def run(self, on_listening: Callable[[Listening], None]) -> None:
+        """Raises StateLocked where another yard runs here, AddressInUse where the port is taken."""
+        with contextlib.ExitStack() as held:
+            held.enter_context(locked(self._state.root / "yard.lock", holding="serving from this state directory"))
+            public = held.enter_context(listening_socket(self._settings.host, self._settings.port))
+            admin = held.enter_context(listening_socket("127.0.0.1", 0))
+            rendezvous = held.enter_context(_rendezvous(self._state.rendezvous))
+            lease = held.enter_context(Lease(self._state.lease))
+            lease.renew()
+            lifeline_read, lifeline_write = os.pipe()
+            held.callback(os.close, lifeline_read)
+            held.callback(os.close, lifeline_write)
+            wakeup = held.enter_context(_signals())
+            self._make_children(held, public, admin, rendezvous, lifeline_read)
+            listening = self._listening(public, admin)
+            write_atomically(self._state.yard, encode(listening))
+            held.callback(self._state.yard.unlink, missing_ok=True)
+            on_listening(listening)
+            self._watch(lease, wakeup)
+            self._end_children(lease)
+            lease.end()
+
+    def _make_children(
+        self,
+        held: contextlib.ExitStack,
+        public: socket.socket,
+        admin: socket.socket,
+        rendezvous: socket.socket,
+        life: int,
+    ) -> None:
+        state, tls = self._state, self._settings.tls
+        python = [sys.executable, "-I", "-m"]
+        common = ["--state", str(state.root), "--lifeline-fd", str(life)]
+        gateway_argv = [*python, "modelyard.gateway", *common, "--listen-fd", str(public.fileno())]
+        if tls is not None:
+            gateway_argv += ["--tls-cert", str(tls.certificate), "--tls-key", str(tls.key)]
+        sockets = ["--admin-fd", str(admin.fileno()), "--rendezvous-fd", str(rendezvous.fileno())]
+        control_argv = [*python, "modelyard.control", *common, *sockets, "--lease-s", str(self._settings.lease_s)]
+        environ = self._settings.children_environ
+        gateway_log = held.enter_context((state.logs / "gateway.log").open("ab"))
+        control_log = held.enter_context((state.logs / "control.log").open("ab"))
+        self._gateway = Child("gateway", gateway_argv, (public.fileno(), life), gateway_log, environ)
+        descriptors = (admin.fileno(), rendezvous.fileno(), life)
+        self._control = Child("control", control_argv, descriptors, control_log, environ)
+
+    def _listening(self, public: socket.socket, admin: socket.socket) -> Listening:
+        host, port = public.getsockname()[:2]
+        scheme = "https" if self._settings.tls is not None else "http"
+        shown = f"[{host}]" if ":" in host else host
+        return Listening(
+            pid=os.getpid(),
+            url=f"{scheme}://{shown}:{port}/v1",
+            admin=f"http://127.0.0.1:{admin.getsockname()[1]}",
+            started_at=self._clock.wall(),
+            version=__version__,
+        )
+
+    def _watch(self, lease: Lease, wakeup: socket.socket) -> None:
+        starter = self._settings.watched
+        watched = [wakeup.fileno()] if starter is None else [wakeup.fileno(), starter]
+        while not self._stopping:
+            lease.renew()
+            now = self._clock.monotonic()
+            for child in self._children():
+                child.look(now, self._clock.jitter, _say)
+            readable, _, _ = select.select(watched, [], [], self._pause_s())
+            if wakeup.fileno() in readable:
+                self._hear(wakeup)
+            if starter in readable and os.read(starter, 1) == b"":
+                # The command that started us in the foreground is gone.
+                self._stopping = True
+
+    def _pause_s(self) -> float:
+        return 0.05 if any(child.process is None for child in self._children()) else RENEW_EVERY_S
+
+    def _hear(self, wakeup: socket.socket) -> None:
+        numbers = wakeup.recv(64)
+        if signal.SIGTERM in numbers or signal.SIGINT in numbers or signal.SIGHUP in numbers:
+            self._stopping = True
+
+    def _end_children(self, lease: Lease) -> None:
+        """The gateway first: it stops taking requests and finishes those it has; then control ends the engines."""
+        for child, patience_s in ((self._gateway, GATEWAY_DRAIN_S), (self._control, CONTROL_DRAIN_S)):
+            assert child is not None
+            child.signal(signal.SIGTERM)
+            deadline = self._clock.monotonic() + patience_s
+            while not child.wait(RENEW_EVERY_S):
+                lease.renew()
+                if self._clock.monotonic() > deadline:
+                    child.signal(signal.SIGKILL)
+                    deadline = float("inf")
+
+    def _children(self) -> tuple[Child, Child]:
+        assert self._gateway is not None and self._control is not None
+        return self._gateway, self._control
+
+
+def _rendezvous(path: Path) -> socket.socket:
+    """The unix socket that shims dial. A file of a dead yard is replaced; we hold the state directory's lock."""
+    path.unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # Bound under another name first: whoever dials finds a socket that listens, or none.
+    fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    sock.bind(str(fresh))
+    os.chmod(fresh, 0o600)
+    sock.listen(1024)
+    os.rename(fresh, path)
+    return sock
+
+
+@contextlib.contextmanager
+def _signals() -> Generator[socket.socket]:
+    """A socket that becomes readable with the numbers of the signals that came."""
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    writer.setblocking(False)
+    handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+    before = {number: signal.signal(number, _wake) for number in handled}
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        reader.close()
+        writer.close()
+
+
+def _wake(number: int, frame: FrameType | None) -> None:
+    """The number travels through the wakeup socket; a handler must exist for it to do so."""
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}", flush=True)
