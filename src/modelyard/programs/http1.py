@@ -19,6 +19,8 @@ MAX_HEAD_BYTES = 16 * 1024
 MAX_BODY_BYTES = 8 * 1024 * 1024
 HIGH_WATER_BYTES = 64 * 1024
 
+_ONCE = frozenset(("content-length", "host", "transfer-encoding"))
+
 
 class BadRequest(Exception):
     """The request cannot be served; the server answers `status` with an OpenAI-shaped error and `message`."""
@@ -76,8 +78,7 @@ class Reply:
         code: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
-        kind = "server_error" if status >= 500 else "invalid_request_error"
-        self.json(status, {"error": {"message": message, "type": kind, "param": param, "code": code}}, headers)
+        self.json(status, error_body(status, message, param, code), headers)
 
     def start(self, status: int = 200, content_type: str = "text/event-stream; charset=utf-8") -> None:
         """Send the head of a chunked response."""
@@ -134,6 +135,9 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
+        if self._task is not None and len(self._buffer) > MAX_HEAD_BYTES + MAX_BODY_BYTES and self._transport:
+            self._transport.abort()  # one request waits behind the served one, never an endless stream of them
+            return
         self._serve_next()
 
     def _serve_next(self) -> None:
@@ -167,6 +171,8 @@ class Connection(asyncio.Protocol):
             name, colon, value = line.partition(":")
             if not colon or not name or name != name.strip():
                 raise BadRequest("malformed header")
+            if name.lower() in headers and name.lower() in _ONCE:
+                raise BadRequest(f"{name} is given twice")
             headers[name.lower()] = value.strip()
         if "transfer-encoding" in headers:
             raise BadRequest("send a Content-Length, not a chunked body", status=411)
@@ -209,6 +215,12 @@ class Connection(asyncio.Protocol):
             reply.keep_alive = False
         else:
             reply.error(refused.status, str(refused), param=refused.param, code=refused.code, headers=refused.headers)
+
+
+def error_body(status: int, message: str, param: str | None, code: str | None) -> dict[str, object]:
+    """An error as OpenAI's clients expect it."""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def _head(status: int, headers: dict[str, str], keep_alive: bool) -> bytes:

@@ -13,7 +13,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, cast
 
-from http1 import BadRequest
+from http1 import BadRequest, sse
 
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256
 MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH = 64 * 1024, 64
@@ -300,7 +300,7 @@ class Answer:
         return self._event({}, reason)
 
     def usage(self, usage: Usage) -> bytes:
-        return event({**self._common, "object": self._chunk, "choices": [], "usage": usage.as_json()})
+        return sse({**self._common, "object": self._chunk, "choices": [], "usage": usage.as_json()})
 
     def whole(self, text: str, reason: str, usage: Usage) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": reason}
@@ -317,20 +317,10 @@ class Answer:
             choice["delta"] = delta
         else:
             choice["text"] = ""
-        return event({**self._common, "object": self._chunk, "choices": [choice]})
+        return sse({**self._common, "object": self._chunk, "choices": [choice]})
 
 
 DONE = b"data: [DONE]\n\n"
-
-
-def event(value: object) -> bytes:
-    """One server-sent event; JSON never holds a raw line break, so no field can be injected."""
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-
-
-def error_body(status: int, message: str, param: str | None, code: str | None) -> dict[str, Any]:
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def model_list(served_name: str, created: int) -> dict[str, Any]:

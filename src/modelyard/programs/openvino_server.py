@@ -26,8 +26,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import http1
-from http1 import BadRequest, Reply, Request
-from openai_wire import DONE, Answer, Ask, Usage, error_body, event, model_list, parse_ask
+from http1 import BadRequest, Reply, Request, error_body, sse
+from openai_wire import DONE, Answer, Ask, Usage, model_list, parse_ask
 from openvino_channel import FrameReader, frame
 from openvino_config import ConfigError, ServerConfig
 from openvino_metrics import render_metrics
@@ -76,7 +76,7 @@ class Flight(asyncio.Future[None]):
     def fail(self, refusal: BadRequest) -> None:
         if self._reply.started:
             # An error event, then a cut connection without [DONE]: a truncated stream must not look whole.
-            self._reply.push(event(error_body(refusal.status, str(refusal), refusal.param, refusal.code)))
+            self._reply.push(sse(error_body(refusal.status, str(refusal), refusal.param, refusal.code)))
         if not self.done():
             self.set_exception(refusal)
 
