@@ -82,7 +82,6 @@ class OpenVino:
             "numpy==2.4.6",
             "openvino==2026.4.1",
             "openvino-genai==2026.4.1.0",
-            "openvino-telemetry==2025.2.0",
             "openvino-tokenizers==2026.4.1.0",
         ),
         version="2026.4.1.0",

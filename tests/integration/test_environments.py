@@ -1,0 +1,386 @@
+"""Environments made by the real uv from wheels made here: no index, no network."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from modelyard.engines.contract import Installed, Requirements
+from modelyard.errors import EnvironmentFailed
+from modelyard.node import installing
+from modelyard.node.environments import MARKER, InstallProgress, ensure, list_environments, remove
+from modelyard.node.installing import explain, gpu_packages
+from modelyard.packages import uv_command
+from modelyard.settings import PackageIndex
+from modelyard.state import StateDirectory
+
+Eventually = Callable[..., Awaitable[object]]
+
+
+def wheel(folder: Path, name: str, version: str = "1.0", code: str = "") -> None:
+    """A wheel with one module called like it."""
+    folder.mkdir(exist_ok=True)
+    info = f"{name}-{version}.dist-info"
+    files = {
+        f"{name}.py": code,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = ""
+    for path, text in files.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+        record += f"{path},sha256={digest},{len(text.encode())}\n"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
+        for path, text in {**files, f"{info}/RECORD": f"{record}{info}/RECORD,,\n"}.items():
+            archive.writestr(path, text)
+
+
+def needs(*packages: str, module: str = "tinyengine", installed_bytes: int = 1) -> Requirements:
+    return Requirements(
+        packages=packages, version="1.0", download_bytes=1, installed_bytes=installed_bytes, import_check=module
+    )
+
+
+TINY = needs("tinyengine==1.0")
+
+
+@pytest.fixture
+def wheels(tmp_path: Path) -> Path:
+    wheel(tmp_path / "wheels", "tinyengine")
+    return tmp_path / "wheels"
+
+
+@pytest.fixture
+def index(wheels: Path) -> PackageIndex:
+    return PackageIndex(find_links=(str(wheels),), offline=True)
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    home = tmp_path / "home"
+    home.mkdir()
+    return {"PATH": os.defpath, "HOME": str(home), "UV_CACHE_DIR": str(tmp_path / "cache"), "UV_NO_CONFIG": "1"}
+
+
+@pytest.fixture
+def make(state: StateDirectory, index: PackageIndex, environ: dict[str, str]) -> Callable[..., Installed]:
+    def made(requirements: Requirements = TINY, stages: list[InstallProgress] | None = None) -> Installed:
+        told: list[InstallProgress] = [] if stages is None else stages
+        return ensure(requirements, "tiny", state, index, told.append, environ=environ)
+
+    return made
+
+
+def folders(state: StateDirectory) -> list[Path]:
+    return [path for path in state.environments.iterdir() if path.is_dir()]
+
+
+def test_an_environment_is_made_once_and_runs_its_package(
+    make: Callable[..., Installed], state: StateDirectory
+) -> None:
+    stages: list[InstallProgress] = []
+    installed = make(stages=stages)
+    assert [stages[0].stage, stages[-1].stage] == ["environment", "check"]
+    subprocess.run([installed.python, "-I", "-c", "import tinyengine"], check=True)
+    assert Path(installed.python).is_relative_to(state.environments)
+    again: list[InstallProgress] = []
+    assert make(stages=again) == installed
+    assert again == []
+    assert list_environments(state) == (installed,)
+
+
+def test_the_lock_hash_follows_what_was_installed(make: Callable[..., Installed], wheels: Path) -> None:
+    wheel(wheels, "tinyengine", "2.0")
+    one, two = make(), make(needs("tinyengine==2.0"))
+    assert one.root != two.root
+    assert one.lock_sha256 != two.lock_sha256
+
+
+def test_an_engine_without_packages_runs_in_our_own_interpreter(
+    make: Callable[..., Installed], state: StateDirectory
+) -> None:
+    assert make(needs(module="asyncio")).python == sys.executable
+    assert folders(state) == []
+
+
+def test_a_package_that_cannot_be_imported_leaves_nothing(
+    make: Callable[..., Installed], state: StateDirectory, wheels: Path
+) -> None:
+    wheel(wheels, "broken", code="raise ImportError('libabsent.so.1: cannot open shared object file')")
+    with pytest.raises(EnvironmentFailed, match=r"broken was installed and cannot be imported.*libabsent"):
+        make(needs("broken==1.0", module="broken"))
+    assert folders(state) == []
+
+
+def test_the_import_check_inherits_nothing(
+    make: Callable[..., Installed], wheels: Path, environ: dict[str, str]
+) -> None:
+    environ["SECRET_OF_THE_PARENT"] = "x"
+    wheel(wheels, "curious", code="import os\nassert 'SECRET_OF_THE_PARENT' not in os.environ")
+    assert make(needs("curious==1.0", module="curious"))
+
+
+def test_a_version_that_no_index_has_is_named(make: Callable[..., Installed], state: StateDirectory) -> None:
+    with pytest.raises(EnvironmentFailed) as caught:
+        make(needs("tinyengine==9.9"))
+    assert "version" in caught.value.message or "offline" in caught.value.message
+    assert "uv said:" in caught.value.hint and "tinyengine" in caught.value.hint
+    assert folders(state) == []
+
+
+def test_an_index_out_of_reach_is_named(state: StateDirectory, environ: dict[str, str]) -> None:
+    nobody = PackageIndex(index_url="http://127.0.0.1:9/simple")
+    environ |= {"UV_HTTP_RETRIES": "0", "UV_HTTP_TIMEOUT": "5", "NO_PROXY": "*"}
+    with pytest.raises(EnvironmentFailed, match="cannot be reached") as caught:
+        ensure(TINY, "tiny", state, nobody, lambda _: None, environ=environ)
+    assert "MODELYARD_INDEX_URL" in caught.value.hint
+    assert folders(state) == []
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(
+    make: Callable[..., Installed], state: StateDirectory
+) -> None:
+    with pytest.raises(EnvironmentFailed, match=r"free, the environment needs .* TiB"):
+        make(needs("tinyengine==1.0", installed_bytes=1 << 60))
+    assert folders(state) == []
+
+
+def test_gpu_packages_in_a_cpu_environment_are_refused_and_removed(
+    make: Callable[..., Installed], state: StateDirectory, wheels: Path
+) -> None:
+    wheel(wheels, "nvidia_cublas")
+    with pytest.raises(EnvironmentFailed, match=r"GPU packages: nvidia-cublas==1\.0"):
+        make(needs("tinyengine==1.0", "nvidia-cublas==1.0"))
+    assert folders(state) == []
+    assert gpu_packages(["numpy==2", "nvidia_ml==1", "mynvidia==1"]) == ["nvidia_ml==1"]
+
+
+def test_what_an_engine_does_not_name_is_not_installed(make: Callable[..., Installed], wheels: Path) -> None:
+    wheel(wheels, "reporter")
+    wheel(wheels, "tinyengine", "3.0")
+    archive = wheels / "tinyengine-3.0-py3-none-any.whl"
+    with zipfile.ZipFile(archive) as old:
+        files = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(archive, "w") as new:
+        for name, data in files.items():
+            new.writestr(name, data + b"Requires-Dist: reporter\n" if name.endswith("METADATA") else data)
+    installed = make(needs("tinyengine==3.0"))
+    assert subprocess.run([installed.python, "-I", "-c", "import reporter"], capture_output=True).returncode == 1
+
+
+def test_half_an_environment_is_not_trusted(make: Callable[..., Installed], state: StateDirectory) -> None:
+    installed = make()
+    root = Path(installed.root)
+    (root / MARKER).unlink()
+    (root / "leftover").touch()
+    assert list_environments(state) == ()
+    assert make() == installed
+    assert not (root / "leftover").exists()
+
+
+def test_an_environment_whose_python_is_gone_is_made_again(make: Callable[..., Installed]) -> None:
+    installed = make()
+    Path(installed.python).unlink()
+    assert make() == installed
+    assert Path(installed.python).exists()
+
+
+def test_an_environment_copied_from_elsewhere_is_not_trusted(
+    make: Callable[..., Installed], state: StateDirectory
+) -> None:
+    root = Path(make().root)
+    shutil.copytree(root, root.with_name("copy"), symlinks=True)
+    assert [one.root for one in list_environments(state)] == [str(root)]
+
+
+def test_a_removed_environment_is_gone_and_a_foreign_folder_stays(
+    make: Callable[..., Installed], state: StateDirectory, tmp_path: Path
+) -> None:
+    installed = make()
+    remove(installed, state)
+    assert list_environments(state) == () and folders(state) == []
+    foreign = tmp_path / "precious"
+    foreign.mkdir()
+    with pytest.raises(EnvironmentFailed, match="not one of our environments"):
+        remove(msgspec.structs.replace(installed, root=str(foreign)), state)
+    assert foreign.exists()
+
+
+# A uv that does as the real one, but waits before it installs: it tells its pid, then reads from a fifo.
+SLOW_UV = """#!/bin/sh
+if [ "$1 $2" = "pip install" ]; then
+    echo $$ > {folder}/pid.new; mv {folder}/pid.new {folder}/pid
+    read _ < {folder}/go
+fi
+exec {uv} "$@"
+"""
+INSTALLER = """
+import sys
+from pathlib import Path
+from modelyard.engines.contract import Requirements
+from modelyard.node import environments
+from modelyard.settings import PackageIndex
+from modelyard.state import StateDirectory
+import msgspec
+given = msgspec.json.decode(sys.argv[1])
+environments.ensure(
+    msgspec.convert(given["requirements"], Requirements), "tiny", StateDirectory(Path(given["state"])),
+    PackageIndex(find_links=tuple(given["links"]), offline=True), lambda _: None, environ=given["environ"],
+)
+"""
+
+
+@pytest.fixture
+def slow_uv(tmp_path: Path) -> Path:
+    """A folder with a `uv` that stops in the middle of an installation until `go` is written to."""
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    os.mkfifo(folder / "go")
+    script = folder / "uv"
+    script.write_text(SLOW_UV.format(folder=folder, uv=uv_command()[0]))
+    script.chmod(0o700)
+    return folder
+
+
+def start_installer(
+    state: StateDirectory, wheels: Path, environ: dict[str, str], slow_uv: Path
+) -> subprocess.Popen[bytes]:
+    given = {
+        "requirements": msgspec.to_builtins(TINY),
+        "state": str(state.root),
+        "links": [str(wheels)],
+        "environ": environ,
+    }
+    patch = f"import modelyard.node.installing as i\ni.uv_command = lambda: [{str(slow_uv / 'uv')!r}]\n"
+    return subprocess.Popen([sys.executable, "-c", patch + INSTALLER, msgspec.json.encode(given).decode()])
+
+
+def pid_of(folder: Path) -> int | None:
+    try:
+        return int((folder / "pid").read_text())
+    except FileNotFoundError:
+        return None
+
+
+async def test_killed_with_its_uv_in_the_middle_leaves_nothing_that_is_trusted(
+    make: Callable[..., Installed],
+    state: StateDirectory,
+    wheels: Path,
+    environ: dict[str, str],
+    slow_uv: Path,
+    eventually: Eventually,
+) -> None:
+    installer = start_installer(state, wheels, environ, slow_uv)
+    uv_pid = await eventually(lambda: pid_of(slow_uv))
+    assert isinstance(uv_pid, int)
+    assert len(folders(state)) == 1 and list_environments(state) == ()
+    installer.kill()
+    installer.wait()
+    os.kill(uv_pid, signal.SIGKILL)
+    installed = make()
+    assert list_environments(state) == (installed,)
+    assert [path.name for path in Path(installed.root).rglob("tinyengine.py")] == ["tinyengine.py"]
+    assert len(folders(state)) == 1
+
+
+async def test_an_orphaned_uv_keeps_the_lock_until_it_is_gone(
+    make: Callable[..., Installed],
+    state: StateDirectory,
+    wheels: Path,
+    environ: dict[str, str],
+    slow_uv: Path,
+    eventually: Eventually,
+) -> None:
+    installer = start_installer(state, wheels, environ, slow_uv)
+    await eventually(lambda: pid_of(slow_uv))
+    installer.kill()
+    installer.wait()
+    stages: list[InstallProgress] = []
+    results: list[Installed] = []
+    second = threading.Thread(target=lambda: results.append(make(stages=stages)))
+    second.start()
+    await eventually(lambda: stages)
+    assert stages == [InstallProgress("waiting for another installation")]
+    assert results == [] and list_environments(state) == ()
+    (slow_uv / "go").write_text("\n")
+    second.join()
+    assert list_environments(state) == tuple(results) and len(results) == 1
+
+
+def test_two_that_want_the_same_environment_get_one(make: Callable[..., Installed], state: StateDirectory) -> None:
+    results: list[Installed] = []
+    threads = [threading.Thread(target=lambda: results.append(make())) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 3 and len(set(map(repr, results))) == 1
+    assert len(folders(state)) == 1
+
+
+def test_a_uv_that_dies_is_an_error_and_leaves_nothing(
+    make: Callable[..., Installed], state: StateDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "dying"
+    script.write_text(f'#!/bin/sh\nif [ "$1 $2" = "pip install" ]; then kill -9 $$; fi\nexec {uv_command()[0]} "$@"\n')
+    script.chmod(0o700)
+    monkeypatch.setattr(installing, "uv_command", lambda: [str(script)])
+    with pytest.raises(EnvironmentFailed, match="package client failed"):
+        make()
+    assert folders(state) == []
+
+
+def test_an_interrupted_installation_leaves_nothing(
+    state: StateDirectory, index: PackageIndex, environ: dict[str, str]
+) -> None:
+    def interrupt(progress: InstallProgress) -> None:
+        if progress.stage == "check":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ensure(TINY, "tiny", state, index, interrupt, environ=environ)
+    assert folders(state) == []
+
+
+def test_progress_only_rises(make: Callable[..., Installed], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installing, "_POLL_S", 0.001)
+    stages: list[InstallProgress] = []
+    make(needs("tinyengine==1.0", installed_bytes=1000), stages)
+    fractions = [one.fraction for one in stages if one.fraction is not None]
+    assert len(fractions) > 1 and fractions == sorted(fractions)
+    assert all(0 <= fraction <= 1 for fraction in fractions)
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (f"error: failed to copy\n  Caused by: {os.strerror(errno.ENOSPC)} (os error 28)", "disk is full"),
+        (
+            "error: Failed to fetch: `https://x/simple/`\n  Caused by: invalid peer certificate: UnknownIssuer",
+            "trusted",
+        ),
+        ("  x No solution found\n  ╰─▶ Because there is no version of openvino==1 and you require it", "version"),
+        ("  x Failed to download `a`\n  ├─▶ Failed to fetch: `http://x`\n  ╰─▶ dns error: no such host", "be reached"),
+        ("error: HTTP status client error (401 Unauthorized) for url (https://x/)", "refuses access"),
+        ("Because only the following versions exist and a==1 has no wheels with a matching Python ABI tag", "no wheel"),
+        ("something new", "package client failed"),
+        ("", "package client failed"),
+    ],
+)
+def test_what_uv_says_becomes_a_cause(output: str, message: str) -> None:
+    error = explain(output)
+    assert message in error.message
+    assert error.hint
