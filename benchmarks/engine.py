@@ -211,8 +211,10 @@ def main() -> int:
             generator = LoadProcess("benchmarks.engine_load", folder / "load.log")
             stack.callback(generator.end)
             contest = Contest(generator, direct, gateway, chosen)
+            neighbours = processes.Neighbours()
             for concurrency in chosen.concurrency or (1, 4, 8):
                 measured[concurrency] = contest.pairs(concurrency)
+            foreign_cores = neighbours.cores_taken()
         except CannotMeasure as error:
             print(f"cannot measure: {error}", file=sys.stderr)
             return 2
@@ -221,6 +223,8 @@ def main() -> int:
             return 1
     ratios = {concurrency: ratio(pairs) for concurrency, pairs in measured.items()}
     show(measured, ratios)
+    if not chosen.engine_url:  # else the engine itself would count as foreign
+        print(processes.note_on_neighbours(foreign_cores))
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(report(measured, ratios, cores), indent=1) + "\n")
     broken = [concurrency for concurrency, interval in ratios.items() if interval.low < BUDGET]

@@ -250,7 +250,9 @@ def _median(bench: Bench, metric: str, name: str) -> str:
     return f"{values[len(values) // 2]:.3g}" if values else "-"
 
 
-def report(bench: Bench, found: Sequence[Verdict], chosen: argparse.Namespace) -> dict[str, object]:
+def report(
+    bench: Bench, found: Sequence[Verdict], chosen: argparse.Namespace, foreign_cores: float
+) -> dict[str, object]:
     """What the JSON file says: enough to repeat the run and to judge it again."""
     return {
         "schema": "benchmark-gateway/v1",
@@ -262,6 +264,7 @@ def report(bench: Bench, found: Sequence[Verdict], chosen: argparse.Namespace) -
             "kernel": platform.release(),
             "python": platform.python_version(),
         },
+        "foreign_cores": foreign_cores,
         "rounds": chosen.rounds,
         "upstream": chosen.upstream_kind,
         "sizes": asdict(bench.sizes),
@@ -306,7 +309,9 @@ def main() -> int:
             generator = LoadProcess("benchmarks.gateway_load", folder / "load.log")
             stack.callback(generator.end)
             bench = Bench(generator, upstream, Sizes.quick() if chosen.quick else Sizes())
+            neighbours = processes.Neighbours()
             run(bench, groups, everyone, chosen.rounds)
+            foreign_cores = neighbours.cores_taken()
         except CannotMeasure as error:
             print(f"cannot measure: {error}", file=sys.stderr)
             return 2
@@ -318,8 +323,9 @@ def main() -> int:
     print(table(bench, found))
     if bench.records_counted:
         print(f"journal: {bench.records_counted} records, one for each request sent, warm-ups included")
+    print(processes.note_on_neighbours(foreign_cores))
     if chosen.json is not None:
-        chosen.json.write_text(json.dumps(report(bench, found, chosen), indent=1) + "\n")
+        chosen.json.write_text(json.dumps(report(bench, found, chosen, foreign_cores), indent=1) + "\n")
     broken = [verdict.budget.row for verdict in found if verdict.subject == "gateway" and not verdict.within]
     for row in broken:
         print(f"budget broken: {row}", file=sys.stderr)

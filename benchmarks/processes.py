@@ -5,6 +5,7 @@ included; the ticks of /proc/PID/stat are a hundred thousand times coarser."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -50,6 +51,30 @@ def waited_ns(pid: int, thread: int | None = None) -> int:
     """How long a thread (the main one by default) was ready to run while other programs had the cores."""
     with open(f"/proc/{pid}/task/{thread or pid}/schedstat") as file:
         return int(file.read().split()[1])
+
+
+class Neighbours:
+    """How much of the machine programs that are not ours took since this was made."""
+
+    def __init__(self) -> None:
+        self._began_s, self._foreign_s = time.monotonic(), self._now()
+
+    def cores_taken(self) -> float:
+        """The mean number of cores; to be asked while our children still run."""
+        return max(self._now() - self._foreign_s, 0) / (time.monotonic() - self._began_s)
+
+    @staticmethod
+    def _now() -> float:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+        user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+        busy_s = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+        return busy_s - cpu_ns(tree(os.getpid())) / 1e9
+
+
+def note_on_neighbours(cores_taken: float) -> str:
+    """What to say about it under a table."""
+    advice = "" if cores_taken < 0.1 else ": too many for figures that anybody should quote"
+    return f"other programs took {cores_taken:.2f} of {len(os.sched_getaffinity(0))} cores meanwhile{advice}"
 
 
 def processor() -> str:
