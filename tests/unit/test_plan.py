@@ -193,6 +193,23 @@ def test_an_unknown_architecture_is_refused_by_every_engine_with_its_reason() ->
         planned(wanted(), card=msgspec.structs.replace(SMOLLM2, architecture="gemma"))
 
 
+@pytest.mark.parametrize(
+    ("weight_bytes", "says"),
+    [
+        ({"Q5_0": 90_000_000, "F32": 140_544}, "not 90 MB of Q5_0"),
+        ({"Q4_K": 90_000_000, "Q5_K": 9_000_000}, "not 9 MB of Q5_K"),
+        ({"F32": 540_000_000}, "not 540 MB of F32"),
+        ({"BF16": 270_000_000, "F32": 140_544}, "not 270 MB of BF16"),
+    ],
+)
+def test_weights_that_the_engine_cannot_load_are_refused_before_it_starts(
+    weight_bytes: dict[str, int], says: str
+) -> None:
+    with pytest.raises(CannotPlan) as caught:
+        planned(wanted(), card=msgspec.structs.replace(SMOLLM2, weight_bytes=weight_bytes))
+    assert says in caught.value.message
+
+
 def test_a_named_engine_is_taken_or_refused_never_replaced() -> None:
     with pytest.raises(CannotPlan, match="the deployment asks for vllm"):
         planned(wanted(engine="vllm"))

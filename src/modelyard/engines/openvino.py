@@ -47,6 +47,11 @@ _MEMORY_LOW, _MEMORY_HIGH, _LOAD_LOW, _LOAD_HIGH = 0.5, 1.15, 0.4, 5.0
 _BLOCK_TOKENS, _SCALE_AND_ZERO_BYTES = 32, 8
 _KV_ELEMENT_BYTES = {"u8": 1, "f16": 2, "bf16": 2, "f32": 4}
 
+# What its GGUF reader unpacks (its library's extract_* functions); Q5_0, BF16 and F32 matrices were refused when tried.
+_WEIGHT_TYPES = frozenset({"Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K", "F16"})
+# Norms are F32 in every file; matrices in F32 are more than this share of the weights.
+_F32_SHARE = 0.05
+
 _PROPERTY = re.compile(r"[A-Z][A-Z0-9_]*")
 # What a deployment says elsewhere: two places for one number would contradict each other some day.
 _SAID_ELSEWHERE = {
@@ -145,6 +150,17 @@ class OpenVino:
 
     def explain_failure(self, exit: ExitReport) -> Failure:
         return explain(exit)
+
+    def unfit(self, card: Card) -> str | None:
+        if card.format != "gguf":
+            return None
+        allowed = _F32_SHARE * card.total_weight_bytes
+        wrong = [
+            f"{size / 1e6:.0f} MB of {kind}"
+            for kind, size in sorted(card.weight_bytes.items())
+            if kind not in _WEIGHT_TYPES and (kind != "F32" or size > allowed)
+        ]
+        return f"loads {', '.join(sorted(_WEIGHT_TYPES))}, not {', '.join(wrong)}" if wrong else None
 
     def kv_bytes_per_token(self, card: Card, overrides: Mapping[str, SettingValue]) -> int | None:
         """In u8: layers * kv_heads * (key * (1 + 8/32) + value + 8), with the lengths of a key and a value."""

@@ -54,6 +54,10 @@ class Sized(Protocol):
     default_sequences: int
     kv_block_tokens: int
 
+    def unfit(self, card: Card) -> str | None:
+        """Why it cannot take this model although format and architecture are its own; None where it can."""
+        ...
+
     def kv_bytes_per_token(self, card: Card, overrides: Mapping[str, SettingValue]) -> int | None:
         """Bytes of KV cache per token over all layers, rounded up; None where the card does not settle it."""
         ...

@@ -147,5 +147,5 @@ def _why_sequences(need: Need, sequences: int, whole_contexts: int) -> str:
     if need.asked_sequences is not None:
         return "limits.max_in_flight"
     if sequences == need.default_sequences:
-        return "the engine's best throughput was measured here; more wait in the gateway's queue"
+        return "of 1, 4 and 8 requests at once, 8 gave the most tokens per second; more wait in the gateway"
     return f"the KV cache holds {whole_contexts} whole contexts: no request is dropped for lack of memory"

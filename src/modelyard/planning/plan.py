@@ -62,7 +62,7 @@ def _unfit(engine: Engine, deployment: Deployment, artifact: Artifact, card: Car
         return f"serves {', '.join(sorted(can.formats))}, not {artifact.format}"
     if card is not None and card.architecture not in can.architectures:
         return f"serves {', '.join(sorted(can.architectures))}, not {card.architecture}"
-    return None
+    return engine.unfit(card) if isinstance(engine, Sized) and card is not None else None
 
 
 def _sized(
