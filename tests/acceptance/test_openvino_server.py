@@ -20,7 +20,7 @@ import openai
 import pytest
 from jsonschema import validate
 
-from needs import missing
+from needs import missing, needs_program
 from programs import PROGRAMS
 
 pytestmark = pytest.mark.acceptance
@@ -68,7 +68,7 @@ class Running:
         return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[0])
 
 
-def start(python: str, model: str, folder: Path, **changes: Any) -> Running:
+def start(python: str, model: str, folder: Path, environment: dict[str, str] | None = None, **changes: Any) -> Running:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -96,7 +96,7 @@ def start(python: str, model: str, folder: Path, **changes: Any) -> Running:
     log = folder / "engine.log"
     with log.open("w") as out:
         argv = [python, str(PROGRAMS / "openvino_server.py"), "--config", str(path)]
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, text=True)
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, text=True, env=environment)
     return Running(process, port, log)
 
 
@@ -464,3 +464,23 @@ async def test_an_unknown_key_is_one_line_and_exit_2(openvino_python: str, tmp_p
     server = start(openvino_python, str(tmp_path), tmp_path, colour="red")
     assert await asyncio.to_thread(server.process.wait, 60) == 2
     assert server.log.read_text().startswith("error: unknown key 'colour'")
+
+
+def test_nothing_is_sent_home_while_loading_and_answering(
+    openvino_python: str, smollm2_gguf: str, tmp_path: Path
+) -> None:
+    """Every connect() of both processes is traced; the server itself only listens."""
+    strace = needs_program("strace")
+    trace = tmp_path / "trace"
+    wrapper = tmp_path / "python"
+    wrapper.write_text(f'#!/bin/sh\nexec {strace} -D -f -qq -e trace=connect -o {trace} {openvino_python} "$@"\n')
+    wrapper.chmod(0o755)
+    home = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    server = start(str(wrapper), smollm2_gguf, tmp_path, environment=home)
+    try:
+        wait_ready(server)
+        assert server.client.completions.create(model="smollm2", prompt="1, 2,", max_tokens=4).choices[0].text
+    finally:
+        stop(server)
+    calls = [line for line in trace.read_text().splitlines() if "connect(" in line]
+    assert [line for line in calls if "AF_INET" in line] == []

@@ -81,7 +81,7 @@ class Engine:
         self._tokenizer: Any = self._pipeline.get_tokenizer()
         self._model_defaults: Any = self._pipeline.get_config()
         self.vocabulary_size: int = max(self._tokenizer.get_vocab().values(), default=-1) + 1
-        self._batched_decode_is_exact = self._check_batched_decode()
+        self._pieces = self._byte_pieces()
         self.tokenizer_limit = self._find_tokenizer_limit()
         self._grammar = GrammarTrial(self._genai, self._tokenizer, self.vocabulary_size)
         report("warm", 2, 3, "first step, allocating the KV pool")
@@ -107,10 +107,24 @@ class Engine:
             self._pipeline.step()
         self.kv_bytes: int = self._pipeline.get_metrics().kv_cache_size_in_bytes
 
-    def _check_batched_decode(self) -> bool:
-        """One call for several sequences pads the short ones: right only if the pad token decodes to nothing."""
-        samples = [[self.vocabulary_size // 2 + i for i in range(length)] for length in (1, 3, 6)]
-        return list(self._tokenizer.decode(samples)) == [self._tokenizer.decode(sample) for sample in samples]
+    def _byte_pieces(self) -> list[bytes] | None:
+        """The bytes each token stands for, if joining them is exactly what the engine's detokeniser does, else None.
+
+        Its detokeniser is an inference of its own and takes 0.3 ms of each step; joining bytes takes 2 us. Exact for
+        byte-level vocabularies; one that strips or rewrites spaces shows it in some token decoded alone. Tokens that
+        decode to nothing are special and stay hidden.
+        """
+        vocabulary: dict[bytes, int] = self._tokenizer.get_vocab()
+        pieces = [b""] * self.vocabulary_size
+        for piece, token in vocabulary.items():
+            pieces[token] = piece
+        alone: list[str] = self._tokenizer.decode([[token] for token in range(self.vocabulary_size)])
+        for token, (piece, shown) in enumerate(zip(pieces, alone, strict=True)):
+            if not shown and piece.decode("utf-8", "ignore"):
+                pieces[token] = b""
+            elif shown != piece.decode("utf-8", "ignore"):
+                return None
+        return pieces
 
     def _find_tokenizer_limit(self) -> int | None:
         """Where the tokenizer silently cuts a text: 8192 tokens, whatever is asked, for one made from a GGUF file."""
@@ -133,10 +147,11 @@ class Engine:
             return []
         return self._tokenizer.encode(text, add_special_tokens=special).input_ids.data[0].tolist()
 
-    def decode(self, sequences: list[list[int]]) -> list[str]:
-        if len(sequences) > 1 and self._batched_decode_is_exact:
-            return list(self._tokenizer.decode(sequences))
-        return [self._tokenizer.decode(sequence) for sequence in sequences]
+    def decode(self, tokens: list[int]) -> str:
+        """The text of `tokens`, without the bytes of an unfinished character at either end."""
+        if self._pieces is None:
+            return self._tokenizer.decode(tokens)
+        return b"".join([self._pieces[token] for token in tokens]).decode("utf-8", "ignore")
 
     def generation(self, sampling: dict[str, Any], max_tokens: int, schema: str | None) -> Any:
         """A checked GenerationConfig of the wire's sampling fields; Unusable says what the engine does not accept."""
@@ -197,7 +212,7 @@ class Engine:
                     reason = "stop"
                 elif output.finish_reason == reasons.LENGTH:
                     reason = "length"
-        if reason is None and handle.get_status() == self._genai.GenerationStatus.IGNORED:
+        if not tokens and reason is None and handle.get_status() == self._genai.GenerationStatus.IGNORED:
             reason = "exhausted"
         return tokens, reason
 

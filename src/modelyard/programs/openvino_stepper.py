@@ -3,7 +3,7 @@
 Why a process of its own: `step()` holds Python's interpreter lock for a whole forward pass (up to 0.9 s in a long
 prefill at 512 prompt tokens a step), so an event loop in the same process would neither accept, cancel nor answer
 /health meanwhile. Tokenising and detokenising stay here: the tokenizer belongs to the pipeline, loading it twice costs
-1.7 s and its memory, and one batched decode a step costs 0.04 ms.
+1.7 s and its memory, and turning a step's tokens into text costs microseconds.
 
 What this scheduler does that the engine's own does not:
 
@@ -238,16 +238,12 @@ class Stepper:
     def _collect(self) -> None:
         if self._piece is not None and self._engine.outcome(self._piece[1])[1] is not None:
             self._piece = None
-        moved: list[tuple[Job, list[int], str | None]] = []
-        for job in self._running:
+        for job in self._running.copy():
             tokens, reason = self._engine.outcome(job.handle)
             if tokens or reason:
                 job.output += tokens
-                moved.append((job, tokens, reason))
                 self._totals["generated"] += len(tokens)
-        decoded = self._engine.decode([job.tail.window(tokens) for job, tokens, _ in moved]) if moved else []
-        for (job, _, reason), text in zip(moved, decoded, strict=True):
-            self._advance(job, text, reason)
+                self._advance(job, self._engine.decode(job.tail.window(tokens)), reason)
 
     def _advance(self, job: Job, decoded: str, reason: str | None) -> None:
         if job.doomed:
@@ -264,7 +260,7 @@ class Stepper:
         elif reason is not None:
             text += job.stop.flush()
         elif (window := job.tail.anchor()) is not None:
-            job.tail.shorten(self._engine.decode([window])[0])
+            job.tail.shorten(self._engine.decode(window))
         self._show(job, text, ended=reason is not None)
         if reason is not None:
             self._done.append((job.number, reason, len(job.prompt), len(job.output), job.cached or 0))
