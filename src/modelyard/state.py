@@ -26,6 +26,11 @@ class StateDirectory:
     root: Path
 
     @property
+    def layout(self) -> Path:
+        """The version of all this."""
+        return self.root / "layout"
+
+    @property
     def store(self) -> Path:
         """Content-addressed model files: models.store."""
         return self.root / "store"
@@ -79,6 +84,11 @@ class StateDirectory:
         return self.root / "yard.json"
 
     @property
+    def yard_lock(self) -> Path:
+        """Held by the running yard for as long as it lives."""
+        return self.root / "yard.lock"
+
+    @property
     def lease(self) -> Path:
         """Renewed by yard, watched by every shim."""
         return self.root / "lease"
@@ -119,11 +129,10 @@ def open_state(root: Path) -> StateDirectory:
 
 
 def _check_layout(state: StateDirectory) -> None:
-    version_file = state.root / "layout"
-    if not version_file.exists():
-        write_atomically(version_file, f"{LAYOUT_VERSION}\n".encode())
+    if not state.layout.exists():
+        write_atomically(state.layout, f"{LAYOUT_VERSION}\n".encode())
         return
-    found = version_file.read_text().strip()
+    found = state.layout.read_text().strip()
     if found != str(LAYOUT_VERSION):
         raise ModelyardError(
             f"{state.root} has layout {found}; this Modelyard writes layout {LAYOUT_VERSION}",
@@ -158,6 +167,21 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some process holds the lock at this moment."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 @contextmanager

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 
-import click
 import typer
+from typer.exceptions import TyperException
 
+from modelyard import __version__
+from modelyard.cli import engines, keys, models
+from modelyard.cli.chat import chat
+from modelyard.cli.down import down
 from modelyard.cli.gateway import gateway
-from modelyard.cli.output import complain
+from modelyard.cli.logs import logs
+from modelyard.cli.options import Json
+from modelyard.cli.output import complain, print_json, say
+from modelyard.cli.plan import plan, schema
+from modelyard.cli.status import restart, status, verify
+from modelyard.cli.up import up
 from modelyard.errors import ModelyardError
 
 EXIT_CODES = """Exit codes: 0 done · 1 failed · 2 usage or deployment file · 3 environment · 4 model refused or not
@@ -23,7 +33,21 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(gateway)
+
+
+def version(json: Json = False) -> None:
+    """Which Modelyard this is."""
+    if json:
+        print_json({"version": __version__, "python": platform.python_version()})
+    else:
+        say(f"modelyard {__version__} (Python {platform.python_version()})")
+
+
+for verb in (up, down, status, logs, chat, plan, verify, restart, gateway, schema, version):
+    app.command()(verb)
+app.add_typer(models.app, name="models")
+app.add_typer(engines.app, name="engines")
+app.add_typer(keys.app, name="keys")
 
 
 @app.callback()
@@ -34,13 +58,14 @@ def _root() -> None:
 def run() -> None:
     """Parse, run, and end with the documented exit code."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except ModelyardError as error:
         complain(error.message, error.hint)
         sys.exit(error.exit_code)
-    except click.ClickException as error:
-        error.show()
+    except TyperException as error:
+        complain(error.format_message(), "modelyard --help, or modelyard COMMAND --help")
         sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         complain("interrupted")
         sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -7,6 +7,7 @@ no asyncio: there is one shim per replica, so its memory and its start count.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -44,6 +45,7 @@ class Shim:
         self._exited: Exited | None = None
         self._asked = False
         self._done = False
+        self._orphaned = False
         self._lease_at = 0.0
         self._kill_at: float | None = None
         launch_files.write(spec)
@@ -89,6 +91,7 @@ class Shim:
             self._lease_at = now + left
             self._oom.rose()
             return
+        self._orphaned = True
         self._engine.kill()
         self._done = self._exited is not None
         self._lease_at = now + self._margin_s / 10
@@ -154,6 +157,10 @@ class Shim:
         self._link.close()
         self._log.close()
         launch_files.remove(self._spec, self._spec_path)
+        if self._orphaned:
+            # No yard lives that could remove its own socket.
+            with contextlib.suppress(OSError):
+                os.unlink(self._spec.rendezvous)
 
 
 def _signal_socket() -> socket.socket:

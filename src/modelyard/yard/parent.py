@@ -52,7 +52,7 @@ class Yard:
     def run(self, on_listening: Callable[[Listening], None]) -> None:
         """Raises StateLocked where another yard runs here, AddressInUse where the port is taken."""
         with contextlib.ExitStack() as held:
-            held.enter_context(locked(self._state.root / "yard.lock", holding="serving from this state directory"))
+            held.enter_context(locked(self._state.yard_lock, holding="serving from this state directory"))
             public = held.enter_context(listening_socket(self._settings.host, self._settings.port))
             admin = held.enter_context(listening_socket("127.0.0.1", 0))
             rendezvous = held.enter_context(_rendezvous(self._state.rendezvous))

@@ -1,0 +1,114 @@
+"""From what is wanted to what control can run: environment, model, framework, configuration."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelyard.cli.seven_steps import Current, SevenSteps
+from modelyard.control.wanted import Wanted
+from modelyard.engines.contract import Engine, Installed
+from modelyard.engines.registry import engine, engines
+from modelyard.hardware.machine import Machine, probe
+from modelyard.models.card import Card
+from modelyard.models.catalogue import ENTRIES
+from modelyard.models.reader import read_card
+from modelyard.models.sources import resolve
+from modelyard.node.environments import InstallProgress, ensure
+from modelyard.planning.plan import plan
+from modelyard.records.plan import Artifact, Plan
+from modelyard.settings import Settings
+from modelyard.spec.deployment import Deployment
+from modelyard.spec.sizes import show
+from modelyard.state import StateDirectory
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What the first four steps found."""
+
+    machine: Machine
+    artifact: Artifact
+    card: Card | None
+    plan: Plan
+
+
+def prepare(deployment: Deployment, state: StateDirectory, settings: Settings, steps: SevenSteps) -> Wanted:
+    """Steps 1 to 4. Raises what stands in the way, in its own words."""
+    with steps.step("environment") as step:
+        machine = probe()
+        chosen = engine(deployment.engine) if deployment.engine != "auto" else engines()[0]
+        installed = _install(chosen, state, settings, step)
+        step.result = f"{machine.cores} cores, {show(machine.memory_bytes)} · {chosen.name} {installed.version}"
+    with steps.step("model") as step:
+        artifact, card = _model(deployment, state, settings, step)
+        step.result = _in_short(artifact, card)
+    with steps.step("framework") as step:
+        planned = plan(deployment, artifact, card, machine, engines())
+        if planned.replicas[0].engine != installed.engine:
+            installed = _install(engine(planned.replicas[0].engine), state, settings, step)
+        step.result = _why_it_fits(planned)
+    with steps.step("configuration") as step:
+        changed = [name for name in deployment.settings]
+        step.result = f"as asked: {', '.join(changed)}" if changed else "skipped: defaults"
+    return _wanted(deployment, planned, installed)
+
+
+def look(deployment: Deployment, state: StateDirectory, settings: Settings, steps: SevenSteps) -> Prepared:
+    """What would run, without installing or starting anything but the fetch of the model."""
+    machine = probe()
+    with steps.step("model") as step:
+        artifact, card = _model(deployment, state, settings, step)
+        step.result = _in_short(artifact, card)
+    with steps.step("framework") as step:
+        planned = plan(deployment, artifact, card, machine, engines())
+        step.result = _why_it_fits(planned)
+    return Prepared(machine, artifact, card, planned)
+
+
+def _install(chosen: Engine, state: StateDirectory, settings: Settings, step: Current) -> Installed:
+    def heard(progress: InstallProgress) -> None:
+        step.advance(f"{chosen.name}: {progress.stage}", progress.fraction)
+
+    return ensure(chosen.requirements, chosen.name, state, settings.index, heard, environ=settings.environ)
+
+
+def _model(
+    deployment: Deployment, state: StateDirectory, settings: Settings, step: Current
+) -> tuple[Artifact, Card | None]:
+    def heard(what: str, done: int, total: int | None) -> None:
+        step.advance(f"{what} {show(done)}", done / total if total else None)
+
+    artifact = resolve(deployment.model, state, settings, heard)
+    return artifact, read_card(Path(artifact.path))
+
+
+def _in_short(artifact: Artifact, card: Card | None) -> str:
+    size = show(artifact.size_bytes)
+    if card is None:
+        return f"{artifact.name} · {size}"
+    return f"{artifact.name} · {card.architecture}, {card.quantisation}, {size} · sha256 {artifact.sha256[:12]}"
+
+
+def _why_it_fits(planned: Plan) -> str:
+    first = planned.replicas[0]
+    memory = next((one for one in planned.predictions if one.unit == "bytes" and "memory" in one.what), None)
+    needs = f", {show(memory.value)} predicted" if memory is not None else ""
+    return f"{len(planned.replicas)} of {first.engine}, {first.max_in_flight} requests at once{needs}"
+
+
+def _wanted(deployment: Deployment, planned: Plan, installed: Installed) -> Wanted:
+    entry = ENTRIES.get(deployment.model)
+    return Wanted(
+        name=deployment.name,
+        plan=planned,
+        install=installed,
+        probes=entry.probes if entry is not None else (),
+        created_at=int(time.time()),
+        max_queued=deployment.limits.max_queued,
+        queue_timeout_s=deployment.limits.queue_timeout_s,
+        first_byte_timeout_s=deployment.timeouts.first_byte_s,
+        stall_timeout_s=deployment.timeouts.stall_s,
+        unknown_fields=deployment.unknown_fields,
+    )
