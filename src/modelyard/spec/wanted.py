@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -133,3 +134,13 @@ class ManyDeployments(Record, kw_only=True, forbid_unknown_fields=True):
         tuple[Deployment, ...], Meta(min_length=1, description="The deployments; their names differ.")
     ]
     gateway: GatewayKey = Gateway()
+
+
+def is_path(model: str) -> bool:
+    """Whether a model reference means files on this machine rather than a name of the catalogue."""
+    return model.startswith(("/", "./", "../", "~/")) or model in (".", "..") or model.lower().endswith(".gguf")
+
+
+def absolute(path: str, folder: Path) -> str:
+    """`..` stays as written: resolving it would follow links that the file gate wants to see."""
+    return str((folder / Path(path).expanduser()).absolute())
