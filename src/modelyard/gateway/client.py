@@ -13,7 +13,6 @@ from typing import cast
 import httptools
 
 from modelyard.gateway.exchange import Exchange
-from modelyard.gateway.limits import WIRE
 from modelyard.gateway.refusals import Refusal
 from modelyard.gateway.request import HeadMemo, Request
 from modelyard.gateway.routes import find
@@ -28,10 +27,10 @@ class Connections:
         self.quiet = asyncio.Event()
         self.quiet.set()
 
-    def add(self, connection: ClientConnection) -> None:
+    def add(self, connection: ClientConnection, most: int) -> None:
         self.open.add(connection)
         self.quiet.clear()
-        if len(self.open) > WIRE.connections:
+        if len(self.open) > most:
             connection.abort()
 
     def discard(self, connection: ClientConnection) -> None:
@@ -45,13 +44,15 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_connections",
+        "_deaf",
         "_head_in",
-        "_lingering",
         "_memo",
         "_parser",
         "_parts",
+        "_serving",
         "_transport",
         "_waiting",
+        "_wire",
         "_worker",
         "deadline",
         "exchange",
@@ -62,6 +63,7 @@ class ClientConnection(asyncio.Protocol):
 
     def __init__(self, worker: Worker, connections: Connections) -> None:
         self._worker = worker
+        self._wire = worker.wire
         self._connections = connections
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
@@ -70,22 +72,24 @@ class ClientConnection(asyncio.Protocol):
         self.receiving: Request | None = None
         self.fields = 0
         self.paused = False
-        self._lingering = False
+        # Deaf: what arrives is thrown away, because what came before it cannot be a request.
+        self._deaf = False
+        self._serving = False
         self._parts: list[bytes] = []
         self._head_in = b""
         self._memo: HeadMemo | None = None
-        self.deadline = now() + WIRE.head_timeout_s
+        self.deadline = now() + self._wire.head_timeout_s
 
     # The event loop's side.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no subclass of asyncio's: the promise is the interface.
         self._transport = transport = cast("asyncio.Transport", transport)
-        transport.set_write_buffer_limits(high=WIRE.write_buffer_bytes)
+        transport.set_write_buffer_limits(high=self._wire.write_buffer_bytes)
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connections.add(self)
+        self._connections.add(self, self._wire.connections)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -95,34 +99,52 @@ class ClientConnection(asyncio.Protocol):
             self.exchange.client_gone()
 
     def data_received(self, data: bytes) -> None:
-        if self._lingering:
+        if self._deaf:
             return
+        request = self.receiving
         self._head_in = b""
-        if self.receiving is None and self.exchange is None and not self._waiting:
-            request = self._memo.repeated(data, self._worker.new_request) if self._memo is not None else None
-            if request is not None:
-                self._serve(request)
-                return
+        if request is None and self.exchange is None and not self._waiting and not self.paused:
+            if self._memo is not None:
+                again = self._memo.repeated(data, self._worker.new_request)
+                if again is not None:
+                    self._serve(again)
+                    return
             self._head_in = data
+        before = request.received if request is not None else 0
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._refuse_and_close(Refusal(400, "no upgrade is served here", code="bad_request"))
-        except (httptools.HttpParserError, httptools.HttpParserCallbackError) as error:
-            refusal = error.__context__ if isinstance(error.__context__, Refusal) else None
-            self._refuse_and_close(refusal or Refusal(400, "the request is not valid HTTP/1.1", code="bad_request"))
+        except httptools.HttpParserCallbackError as error:
+            if not isinstance(error.__context__, Refusal):
+                raise
+            self._refuse_and_close(error.__context__)
+        except httptools.HttpParserError:
+            self._refuse_and_close(Refusal(400, "the request is not valid HTTP/1.1", code="bad_request"))
+        else:
+            if request is not None and request is self.receiving and request.received == before:
+                self._check_unproductive(request, len(data))
+
+    def _check_unproductive(self, request: Request, size: int) -> None:
+        """Reads that brought no body: a head, a trailer or chunk sizes that go on and on. The parser holds a field
+        until it ends, so its size is not seen otherwise."""
+        request.unproductive += size
+        if request.unproductive > self._wire.head_bytes:
+            self._refuse_and_close(_head_too_large())
 
     def pause_writing(self) -> None:
         self.paused = True
-        self.deadline = now() + WIRE.write_stall_timeout_s
+        self.deadline = now() + self._wire.write_stall_timeout_s
         if self.exchange is not None:
             self.exchange.client_paused()
 
     def resume_writing(self) -> None:
         self.paused = False
-        self.deadline = float("inf") if self.exchange is not None else now() + WIRE.idle_timeout_s
         if self.exchange is not None:
+            self.deadline = float("inf")
             self.exchange.client_resumed()
+        elif self._transport is not None and not self._transport.is_closing():
+            self._rest()
 
     # The parser's side.
 
@@ -130,26 +152,27 @@ class ClientConnection(asyncio.Protocol):
         self.receiving = self._worker.new_request()
         self._parts.clear()
         self.fields = 0
-        if self.exchange is None:
-            self.deadline = now() + WIRE.head_timeout_s
+        if self.exchange is None and not self.paused:
+            self.deadline = now() + self._wire.head_timeout_s
 
     def on_url(self, url: bytes) -> None:
         request = self.receiving
         assert request is not None
         request.target += url
         request.head_bytes += len(url)
-        if request.head_bytes > WIRE.head_bytes:
-            raise Refusal(431, "the request head is too large", code="head_too_large", close=True)
+        if request.head_bytes > self._wire.head_bytes:
+            raise _head_too_large()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         request = self.receiving
         assert request is not None
         request.head_bytes += len(name) + len(value) + 4
         self.fields += 1
-        if request.head_bytes > WIRE.head_bytes or self.fields > WIRE.header_fields:
-            raise Refusal(431, "the request head is too large", code="head_too_large", close=True)
+        if request.head_bytes > self._wire.head_bytes or self.fields > self._wire.header_fields:
+            raise _head_too_large()
         lowered = name.lower()
         if lowered == b"authorization":
+            request.two_secrets = bool(request.secret)
             request.secret = value.decode("latin-1")
         elif lowered == b"host":
             request.hosts += 1
@@ -158,8 +181,9 @@ class ClientConnection(asyncio.Protocol):
             request.has_body = request.content_length > 0
         elif lowered == b"transfer-encoding":
             request.has_body = True
+            request.coded = request.coded or value.strip().lower() != b"chunked"
         elif lowered == b"content-encoding":
-            request.coded = value.lower() != b"identity"
+            request.coded = request.coded or value.strip().lower() != b"identity"
         elif lowered == b"expect":
             request.expects = value.lower() == b"100-continue"
 
@@ -170,7 +194,7 @@ class ClientConnection(asyncio.Protocol):
         version = self._parser.get_http_version()
         request.chunked_allowed = version == "1.1"
         request.keep_alive = self._parser.should_keep_alive() and version == "1.1"
-        answering = self.exchange is not None or bool(self._waiting)
+        answering = self._busy()
         try:
             self._check_head(request, version)
         except Refusal as refusal:
@@ -181,7 +205,7 @@ class ClientConnection(asyncio.Protocol):
                 raise
             return
         if not answering:
-            self.deadline = now() + WIRE.body_timeout_s
+            self.deadline = now() + self._wire.body_timeout_s if request.has_body else self.deadline
             if request.expects and self._transport is not None:
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             if self._head_in and request.route.kind == "inference":
@@ -192,16 +216,16 @@ class ClientConnection(asyncio.Protocol):
             raise Refusal(505, "only HTTP/1.1 is served here", code="bad_request", close=True)
         if request.hosts != 1 and version == "1.1":
             raise Refusal(400, "exactly one Host is needed", code="bad_request", close=True)
-        route = find(request.method, request.target)
-        if isinstance(route, int):
-            text = "there is nothing here" if route == 404 else "this method is not served here"
-            raise Refusal(route, text, code="not_found" if route == 404 else "method_not_allowed")
-        request.route = route
+        if self._parser.should_upgrade():
+            raise Refusal(400, "no upgrade is served here", code="bad_request", close=True)
+        request.route = route = find(request.method, request.target)
         if not route.open_to_all:
+            if request.two_secrets:
+                raise Refusal(401, "send one key, once", code="invalid_api_key", close=True)
             request.key = self._worker.authenticate(request.secret)
             request.admitted = True
-        if request.content_length > WIRE.body_bytes:
-            raise _too_large()
+        if request.content_length > self._wire.body_bytes:
+            raise self._body_too_large()
         if request.coded:
             raise Refusal(415, "send the body without content-encoding", code="bad_request", close=True)
 
@@ -209,8 +233,8 @@ class ClientConnection(asyncio.Protocol):
         request = self.receiving
         assert request is not None
         request.received += len(body)
-        if request.received > WIRE.body_bytes:
-            raise _too_large()
+        if request.received > self._wire.body_bytes:
+            raise self._body_too_large()
         if request.refusal is None:
             self._parts.append(body)
 
@@ -219,7 +243,8 @@ class ClientConnection(asyncio.Protocol):
         assert request is not None
         request.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
-        if self.exchange is not None or self._waiting:
+        self._head_in = b""
+        if self._busy():
             # Pipelined: answered in turn. Nothing more is read until then, so one read bounds what can wait.
             self._waiting.append(request)
             if self._transport is not None:
@@ -227,24 +252,33 @@ class ClientConnection(asyncio.Protocol):
             return
         self._serve(request)
 
+    def _busy(self) -> bool:
+        """Whether a request that has come must wait: for those before it, or for the client to read its answers."""
+        return self.exchange is not None or self.paused or bool(self._waiting)
+
     # The exchange's side.
 
     def write(self, data: bytes) -> None:
         if self._transport is not None:
             self._transport.write(data)
 
-    def exchange_ended(self, exchange: Exchange, last: bytes) -> None:
-        """The exchange's record stands in the journal; these are its last bytes."""
+    def exchange_ended(self, exchange: Exchange) -> None:
+        """The exchange's record stands in the journal, its last bytes are written."""
         self.exchange = None
-        if last:
-            self.write(last)
         self._next(exchange.request)
 
     def close(self) -> None:
         """At once when idle; otherwise after the current answer."""
         if self.exchange is not None:
             self.exchange.request.keep_alive = False
-        elif self._transport is not None:
+        elif self._transport is not None and self.receiving is None:
+            self._transport.close()
+
+    def stop(self) -> None:
+        """The gateway ends now: say so where an answer is under way, then close."""
+        if self.exchange is not None:
+            self.exchange.gateway_stops()
+        if self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:
@@ -253,16 +287,21 @@ class ClientConnection(asyncio.Protocol):
 
     def expire(self) -> None:
         """The sweep found the deadline passed: a slow sender is told so, anyone else is cut off."""
-        if self.exchange is not None or self.receiving is None:
+        transport = self._transport
+        if transport is None or transport.is_closing() or self._busy() or self.receiving is None:
             self.abort()
         else:
             self._refuse_and_close(Refusal(408, "the request took too long to arrive", code="timeout", close=True))
 
     def _serve(self, request: Request) -> None:
-        self.deadline = float("inf")
+        if not self.paused:
+            self.deadline = float("inf")
+        request.keep_alive = request.keep_alive and not self._worker.draining
         if request.refusal is not None:
             request.keep_alive = request.keep_alive and not request.refusal.close
             response = request.refusal.response(request.id, keep_alive=request.keep_alive)
+            if request.method == b"HEAD":
+                response = response[: response.index(b"\r\n\r\n") + 4]
             self._answer(request, request.refusal.status, response)
         elif request.route.kind == "inference":
             self.exchange = Exchange(self._worker, self, request)
@@ -281,24 +320,43 @@ class ClientConnection(asyncio.Protocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        if not request.keep_alive or self._worker.draining:
-            transport.close()
+        if not request.keep_alive:
+            # Also for the rest of the answer there is a deadline: the client need not read it.
+            self.deadline = now() + self._wire.write_stall_timeout_s
+            if self._waiting or self.receiving is not None:
+                self._linger(transport)
+            else:
+                transport.close()
+        elif not self._serving:
+            self._rest()
+
+    def _rest(self) -> None:
+        """Nothing is being answered: serve those that wait, one after the other, then wait for the next."""
+        waited = bool(self._waiting)
+        self._serving = True
+        while self._waiting and self.exchange is None and not self.paused and not self._deaf:
+            self._serve(self._waiting.popleft())
+        self._serving = False
+        transport = self._transport
+        if transport is None or transport.is_closing() or self.exchange is not None or self.paused:
             return
-        if not self.paused:
-            self.deadline = now() + WIRE.idle_timeout_s
-        if self._waiting:
-            following = self._waiting.popleft()
-            if not self._waiting:
-                transport.resume_reading()
-            self._serve(following)
+        if self._deaf:
+            self._linger(transport)
+            return
+        if waited:
+            transport.resume_reading()
+        arriving = self.receiving is not None
+        self.deadline = now() + (self._wire.body_timeout_s if arriving else self._wire.idle_timeout_s)
 
     def _refuse_and_close(self, refusal: Refusal) -> None:
-        """For what cannot be a request: answered only where no other answer is under way."""
+        """For what cannot be a request: nothing after it is read. Answers that are under way come to their end."""
         transport = self._transport
-        if transport is None or transport.is_closing() or self._lingering:
+        if transport is None or transport.is_closing() or self._deaf:
             return
-        if self.exchange is not None or self._waiting:
-            transport.abort()
+        if self._busy():
+            self._deaf = True
+            if self.exchange is not None:
+                self.exchange.request.keep_alive = False
             return
         request = self.receiving
         response = refusal.response(request.id if request is not None else "-", keep_alive=False)
@@ -309,14 +367,20 @@ class ClientConnection(asyncio.Protocol):
 
     def _linger(self, transport: asyncio.Transport) -> None:
         """Closing on unread bytes resets the connection and may take our answer with it: read on for a moment."""
+        self._deaf = True
+        self.receiving = None
+        self._waiting.clear()
         if not transport.can_write_eof():
             transport.close()
             return
-        self._lingering = True
-        self.receiving = None
-        self.deadline = now() + WIRE.linger_s
+        self.deadline = now() + self._wire.linger_s
+        transport.resume_reading()
         transport.write_eof()
 
+    def _body_too_large(self) -> Refusal:
+        most = self._wire.body_bytes
+        return Refusal(413, f"the body is larger than {most} bytes", code="body_too_large", close=True)
 
-def _too_large() -> Refusal:
-    return Refusal(413, f"the body is larger than {WIRE.body_bytes} bytes", code="body_too_large", close=True)
+
+def _head_too_large() -> Refusal:
+    return Refusal(431, "the request head is too large", code="head_too_large", close=True)

@@ -6,14 +6,15 @@ ends exactly once, in `_end`. Whatever happens first decides: a later event find
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from time import monotonic as now
 from typing import Protocol
 
 import msgspec
 
 from modelyard.gateway.admission import Admission, Queued, Seats
-from modelyard.gateway.fields import CHAT, COMPLETION, Call, Upstream, parse, upstream_body
-from modelyard.gateway.heads import json_head, stream_head
+from modelyard.gateway.fields import parse, upstream_body, usage_asked
+from modelyard.gateway.heads import json_response, stream_head
 from modelyard.gateway.lanes import LAST_CHUNK, BrokenStream, RawLane, Usage, WholeLane, chunk, usage_of
 from modelyard.gateway.refusals import Refusal, error_event, unavailable, unknown_model
 from modelyard.gateway.request import Request
@@ -22,7 +23,7 @@ from modelyard.gateway.worker import Worker
 from modelyard.records.decision import Decision
 from modelyard.records.journal import Outcome, RequestRecord, UsageSource
 
-_TABLES = {"/v1/chat/completions": (CHAT, "messages"), "/v1/completions": (COMPLETION, "prompt")}
+_NO_USAGE = Usage()
 
 
 class _EngineError(msgspec.Struct):
@@ -43,27 +44,27 @@ class Client(Protocol):
 
     def write(self, data: bytes) -> None: ...
 
-    def exchange_ended(self, exchange: Exchange, last: bytes) -> None:
-        """The exchange's record stands in the journal; `last` are its last bytes."""
+    def exchange_ended(self, exchange: Exchange) -> None:
+        """The exchange's record stands in the journal, its last bytes are written."""
         ...
 
 
 class Exchange:
     """One request to one deployment. `seats` is held from `seated` until `_end`."""
 
-    ended = False
+    ended = stream = usage_asked = False
     progressed = True
     attempts = 0
     bytes_out = 0
     seated_at = first_byte_at = quiet_since = 0.0
     error_status = 0
     retry_after = b""
+    body = b""
+    warning = b""
     admission: Admission | None = None
     seats: Seats | None = None
     ticket: Queued | None = None
     decision: Decision | None = None
-    call: Call | None = None
-    upstream: Upstream | None = None
     connection: UpstreamConnection | None = None
     _lane: RawLane | WholeLane | None = None
     _connecting: asyncio.Task[None] | None = None
@@ -73,15 +74,21 @@ class Exchange:
 
     def begin(self) -> None:
         """Check what is asked and ask for a seat; every refusal is answered here."""
+        request, worker = self.request, self.worker
+        endpoint = request.route.endpoint
         try:
-            self.call = call = parse(self.request.body)
-            admission = self.worker.admissions.get(call.model)
+            parsed = parse(request.body, endpoint)
+            call = parsed.call
+            self.stream = call.stream is True
+            self.usage_asked = self.stream and usage_asked(call)
+            admission = worker.admissions.get(call.model)
             if admission is None:
                 raise unknown_model(call.model)
             self.admission = admission
-            self.worker.keyring.authorize(self.request.key, call.model, self.request.route.endpoint)
-            table, required = _TABLES[self.request.route.endpoint]
-            self.upstream = upstream_body(call, table, required, admission.deployment)
+            worker.keyring.authorize(request.key, call.model, endpoint)
+            self.body = upstream_body(parsed, admission.deployment)
+            if parsed.stripped:
+                self.warning = _warning(parsed.stripped)
             self.ticket = admission.enter(self, now())
         except Refusal as refusal:
             self._refuse(refusal)
@@ -106,13 +113,12 @@ class Exchange:
         if connection is None:
             self._connecting = asyncio.get_running_loop().create_task(self._connect())
             return
-        assert self.upstream is not None
         self.connection = connection
         self.attempts += 1
         self.progressed = True
         if self.client.paused:
             connection.pause()
-        connection.send(self, _request_bytes(self.request.route.endpoint, self.upstream.body))
+        connection.send(self, _request_bytes(self.request.route.endpoint, self.body))
 
     async def _connect(self) -> None:
         assert self.seats is not None
@@ -123,32 +129,38 @@ class Exchange:
             return
         if self.ended:
             connection.abort()
+        elif not connection.usable:
+            self._unavailable("the engine closed the connection at once")
         else:
             self._dispatch(connection)
 
     def upstream_head(self, status: int, content_type: bytes, retry_after: bytes) -> None:
-        call, upstream = self.call, self.upstream
-        assert call is not None and upstream is not None
         if status != 200:
             self.error_status, self.retry_after = status, retry_after
-        elif call.stream and content_type.startswith(b"text/event-stream"):
-            self._lane = RawLane(upstream.usage_asked, self.request.chunked_allowed)
+        elif self.stream and content_type.startswith(b"text/event-stream"):
+            self._lane = RawLane(self.usage_asked, self.request.chunked_allowed)
             return
         self._lane = WholeLane()
 
-    def upstream_read(self, raw: bytes, pieces: list[bytes], between_chunks: bool, done: bool) -> None:
+    def upstream_chunk(self, raw: bytes) -> bool:
+        lane = self._lane
+        if not self.first_byte_at or type(lane) is not RawLane or not lane.passes(raw):
+            return False
+        self.progressed = True
+        self.bytes_out += len(raw)
+        self.client.write(raw)
+        return True
+
+    def upstream_read(self, raw: bytes, pieces: list[bytes], done: bool) -> None:
         lane = self._lane
         self.progressed = True
         try:
             if type(lane) is RawLane:
-                out = lane.read(raw, pieces, between_chunks, done)
+                out = lane.read(raw, pieces, done)
                 if done:
                     self._stream_done(lane, out)
-                elif self.first_byte_at:
-                    self.bytes_out += len(out)
-                    self.client.write(out)
                 elif out:
-                    self._first_bytes(out)
+                    self._relay(out)
             elif type(lane) is WholeLane:
                 lane.read(pieces)
                 if done:
@@ -168,15 +180,16 @@ class Exchange:
         else:
             self._upstream_broken(cause)
 
-    def _first_bytes(self, out: bytes) -> None:
-        out = self._start_stream() + out
+    def _relay(self, out: bytes) -> None:
+        if not self.first_byte_at:
+            out = self._start_stream() + out
         self.bytes_out += len(out)
         self.client.write(out)
 
     def _start_stream(self) -> bytes:
         self.first_byte_at = now()
         request = self.request
-        return stream_head(request.id, self._warning(), keep_alive=request.keep_alive, chunked=request.chunked_allowed)
+        return stream_head(request.id, self.warning, keep_alive=request.keep_alive, chunked=request.chunked_allowed)
 
     def _stream_done(self, lane: RawLane, out: bytes) -> None:
         if not self.first_byte_at:
@@ -191,14 +204,12 @@ class Exchange:
             self._refuse(self._engine_error(body))
             return
         usage = usage_of(body)
-        call = self.call
-        assert call is not None
-        if call.stream:
+        if self.stream:
             raise BrokenStream("the engine answered a stream with a plain body")
         self._give_connection_back()
         self.first_byte_at = now()
         request = self.request
-        out = json_head(len(body), request.id, self._warning(), keep_alive=request.keep_alive) + body
+        out = json_response(body, request.id, self.warning, keep_alive=request.keep_alive)
         self.bytes_out = len(out)
         self._end("complete", 200, usage, out)
 
@@ -212,7 +223,7 @@ class Exchange:
             return Refusal(502, f"the engine failed with status {status}", code="engine_error")
         try:
             parsed = msgspec.json.decode(body, type=_EngineErrorBody)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return Refusal(status, "the engine refused the request", code="engine_refused")
         error = parsed.error if isinstance(parsed.error, _EngineError) else _EngineError(parsed.error or parsed.message)
         code = str(error.code) if error.code is not None else "engine_refused"
@@ -226,13 +237,21 @@ class Exchange:
         if not self.first_byte_at:
             self._unavailable(cause)
             return
+        self._cut_short("truncated", "the engine ended this answer before it was complete", error=cause)
+
+    def _cut_short(self, outcome: Outcome, message: str, *, error: str) -> None:
+        """End a stream that has begun: the client is told by an event, and by the end of the connection."""
         self.request.keep_alive = False
-        event = error_event("the engine ended this answer before it was complete", code="truncated")
+        event = error_event(message, code=outcome)
         out = chunk(event) + LAST_CHUNK if self.request.chunked_allowed else event
         self.bytes_out += len(out)
-        lane = self._lane
-        usage, events = (lane.usage, lane.events) if isinstance(lane, RawLane) else (None, 0)
-        self._end("truncated", 200, usage, out, events=events, error=cause)
+        self._end(outcome, 200, self._usage(), out, events=self._events(), error=error)
+
+    def _usage(self) -> Usage | None:
+        return self._lane.usage if isinstance(self._lane, RawLane) else None
+
+    def _events(self) -> int:
+        return self._lane.events if isinstance(self._lane, RawLane) else 0
 
     def _unavailable(self, cause: str) -> None:
         if self.ended:
@@ -246,11 +265,19 @@ class Exchange:
 
     def client_gone(self) -> None:
         """Nobody waits any more: the engine learns of it by the closed connection."""
+        if not self.ended:
+            status = 200 if self.first_byte_at else 499
+            self._end("client_gone", status, self._usage(), b"", events=self._events())
+
+    def gateway_stops(self) -> None:
+        """The time for finishing is over."""
         if self.ended:
             return
-        lane = self._lane
-        usage, events = (lane.usage, lane.events) if isinstance(lane, RawLane) else (None, 0)
-        self._end("client_gone", 200 if self.first_byte_at else 499, usage, b"", events=events)
+        if self.first_byte_at:
+            self._cut_short("gateway_stopped", "the gateway was stopped", error="stopped")
+        else:
+            refusal = unavailable("the gateway was stopped", retry_after_s=2, code="gateway_stopped")
+            self._refuse(refusal, outcome="gateway_stopped")
 
     def client_paused(self) -> None:
         if self.connection is not None:
@@ -276,13 +303,6 @@ class Exchange:
 
     # The end.
 
-    def _warning(self) -> str:
-        stripped = self.upstream.stripped if self.upstream is not None else ()
-        if not stripped:
-            return ""
-        names = ", ".join(name[:64] for name in stripped[:8] if name.isascii() and name.isprintable())
-        return f"x-modelyard-ignored-fields: {names}\r\n"
-
     def _give_connection_back(self) -> None:
         connection, self.connection = self.connection, None
         assert connection is not None and self.seats is not None
@@ -307,50 +327,55 @@ class Exchange:
     ) -> None:
         """Record first, then the last bytes, then the seat."""
         self.ended = True
-        if self.ticket is not None:
-            self.ticket.gone = True
+        worker, request, seats, admission = self.worker, self.request, self.seats, self.admission
+        if self.ticket is not None and admission is not None:
+            admission.forget(self.ticket)
         if self.connection is not None:
             self.connection.abort()
             self.connection = None
-        worker, request, seats = self.worker, self.request, self.seats
-        ended_at = now()
+        journal, began = worker.journal, request.began
         source: UsageSource = "engine" if usage is not None else "estimated" if events else "none"
-        worker.journal.write(
+        counted = usage or _NO_USAGE
+        journal.write(
             RequestRecord(
                 request_id=request.id,
-                worker=worker.journal.worker,
-                sequence=request.sequence,
+                worker=journal.worker,
+                sequence=journal.sequence,
                 at=request.at,
                 endpoint=request.route.endpoint,
                 status=status,
                 outcome=outcome,
-                deployment=self.admission.deployment.name if self.admission is not None else "",
+                deployment=admission.deployment.name if admission is not None else "",
                 key_id=request.key.id,
-                stream=self.call is not None and self.call.stream,
-                queued_s=_since(request.began, self.seated_at),
-                first_byte_s=_since(request.began, self.first_byte_at),
-                total_s=_since(request.began, ended_at),
+                stream=self.stream,
+                queued_s=self.seated_at - began if seats is not None else 0.0,
+                first_byte_s=self.first_byte_at - began if self.first_byte_at else 0.0,
+                total_s=now() - began,
                 bytes_in=len(request.body),
                 bytes_out=self.bytes_out,
                 attempts=self.attempts,
                 replica=seats.replica.name if seats is not None else "",
                 launch=seats.replica.launch if seats is not None else "",
-                prompt_tokens=usage.prompt_tokens if usage is not None else 0,
-                cached_tokens=usage.cached_tokens if usage is not None else 0,
-                completion_tokens=(usage.completion_tokens or 0) if usage is not None else events,
+                prompt_tokens=counted.prompt_tokens,
+                cached_tokens=counted.cached_tokens,
+                completion_tokens=events if usage is None else usage.completion_tokens or 0,
                 usage_source=source,
                 error=error,
                 decision=self.decision,
             )
         )
-        self.client.exchange_ended(self, last)
-        if seats is not None and self.admission is not None:
+        if last:
+            self.client.write(last)
+        if seats is not None and admission is not None:
             self.seats = None
-            self.admission.leave(seats)
+            admission.leave(seats)
+        self.client.exchange_ended(self)
 
 
-def _since(began: float, at: float) -> float:
-    return round(at - began, 6) if at else 0.0
+def _warning(stripped: Iterable[str]) -> bytes:
+    """A header line that names the fields that were left out, as far as a header can hold their names."""
+    names = ", ".join(sorted(name[:64] for name in stripped if name.isascii() and name.isprintable())[:8])
+    return f"x-modelyard-ignored-fields: {names or '(not printable)'}\r\n".encode()
 
 
 def _request_bytes(path: str, body: bytes) -> bytes:

@@ -1,95 +1,232 @@
-"""What a request may ask for. The upstream body is built from this table, never copied through.
+"""What a request may ask for, as types: msgspec checks them in C, so that a bound costs next to nothing.
 
-A field that the table does not know is stripped and named in a warning header, or refused where the deployment says
-so; a field that the deployment's engine cannot honour is refused by name."""
+The upstream body is built from these fields, never copied through. A field that the types do not know is stripped and
+named in a warning header, or refused where the deployment says so; one that the deployment's engine cannot honour is
+refused by name. Inside messages nothing unknown passes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
+from msgspec import Meta, Struct
 
 from modelyard.gateway.limits import FIELDS, FieldLimits
 from modelyard.gateway.refusals import Refusal, invalid
 from modelyard.gateway.strict_json import children, depth, parse_object
 from modelyard.records.topology import Deployment
 
-# A check returns what is wrong with a value ("" if nothing).
-Check = Callable[[Any], str]
+_Name = Annotated[str, Meta(min_length=1, max_length=256)]
+_Text = Annotated[str, Meta(max_length=FIELDS.string_characters)]
+_Tokens = Annotated[int, Meta(ge=1, le=FIELDS.max_tokens)]
+_Ratio = Annotated[float, Meta(ge=0, le=1)]
+_Penalty = Annotated[float, Meta(ge=-2, le=2)]
+_Stop = Annotated[str, Meta(min_length=1, max_length=FIELDS.stop_characters)]
+_Object = dict[str, Any]
 
 
-def _object(value: Any) -> dict[str, Any]:
-    """`value` if it is an object, else an empty one."""
-    return cast("dict[str, Any]", value) if type(value) is dict else {}
+class _TextPart(Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
+    text: _Text
 
 
-def _number(low: float, high: float) -> Check:
-    def check(value: Any) -> str:
-        if type(value) in (int, float) and low <= value <= high:
-            return ""
-        return f"must be a number from {low:g} to {high:g}"
-
-    return check
+_Content = _Text | list[_TextPart]
 
 
-def _integer(low: int, high: int) -> Check:
-    def check(value: Any) -> str:
-        if type(value) is int and low <= value <= high:
-            return ""
-        return f"must be an integer from {low} to {high}"
-
-    return check
+class _Function(Struct, forbid_unknown_fields=True):
+    name: _Name
+    arguments: _Text
 
 
-def _boolean(value: Any) -> str:
-    return "" if type(value) is bool else "must be true or false"
+class _ToolCall(Struct, forbid_unknown_fields=True):
+    id: _Name
+    function: _Function
+    type: Literal["function"] = "function"
+    index: int | None = None
 
 
-def _text(most: int) -> Check:
-    def check(value: Any) -> str:
-        return "" if type(value) is str and len(value) <= most else f"must be a string of at most {most} characters"
-
-    return check
+class _System(Struct, tag_field="role", tag="system", forbid_unknown_fields=True):
+    content: _Content
+    name: _Name | None = None
 
 
-def _stop(value: Any) -> str:
-    strings = cast("list[Any]", [value] if type(value) is str else value)
-    if type(strings) is not list or len(strings) > FIELDS.stop_strings:
-        return f"must be a string or a list of at most {FIELDS.stop_strings} strings"
-    for item in strings:
-        if type(item) is not str or not 0 < len(item.encode()) <= FIELDS.stop_bytes:
-            return f"must hold strings of 1 to {FIELDS.stop_bytes} bytes"
-    return ""
+class _Developer(_System, tag="developer"):
+    pass
 
 
-def _logit_bias(value: Any) -> str:
-    if type(value) is not dict or len(cast("dict[str, Any]", value)) > FIELDS.logit_bias:
-        return f"must be an object of at most {FIELDS.logit_bias} entries"
-    within = _number(-100, 100)
-    return "must map token ids to numbers from -100 to 100" if any(map(within, children(value))) else ""
+class _User(_System, tag="user"):
+    pass
 
 
-def _tools(value: Any) -> str:
-    if type(value) is not list or len(cast("list[Any]", value)) > FIELDS.tools:
-        return f"must be a list of at most {FIELDS.tools} tools"
-    return _too_deep(value)
+class _Tool(_System, tag="tool"):
+    tool_call_id: _Name | None = None
 
 
-def _tool_choice(value: Any) -> str:
-    return _too_deep(value) if type(value) in (str, dict) else "must be a string or an object"
+class _FunctionResult(_System, tag="function"):
+    pass
 
 
-def _too_deep(value: Any) -> str:
-    return f"nests deeper than {FIELDS.json_depth} levels" if depth(value) > FIELDS.json_depth else ""
+class _Assistant(Struct, tag_field="role", tag="assistant", forbid_unknown_fields=True):
+    """What an engine answered, as clients send it back: with the empty fields that answers have."""
+
+    content: _Content | None = None
+    name: _Name | None = None
+    tool_calls: Annotated[list[_ToolCall], Meta(max_length=FIELDS.tools)] | None = None
+    reasoning: _Text | None = None
+    reasoning_content: _Text | None = None
+    refusal: _Text | None = None
+    annotations: Annotated[list[Any], Meta(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
 
 
-def _response_format(value: Any) -> str:
-    fields = _object(value)
-    if fields.get("type") not in ("text", "json_object", "json_schema"):
+_Message = _System | _Developer | _User | _Tool | _FunctionResult | _Assistant
+
+
+class _StreamOptions(Struct):
+    include_usage: bool | None = None
+
+
+class Call(Struct, kw_only=True):
+    """The fields that both endpoints know. None stands for absent: a null is not sent on."""
+
+    model: _Name
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    max_tokens: _Tokens | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: _Ratio | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=1_000_000)] | None = None
+    min_p: _Ratio | None = None
+    n: Annotated[int, Meta(ge=1, le=FIELDS.choices)] | None = None
+    stop: _Stop | Annotated[list[_Stop], Meta(max_length=FIELDS.stop_strings)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    presence_penalty: _Penalty | None = None
+    frequency_penalty: _Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=10)] | None = None
+    logit_bias: (
+        Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=FIELDS.logit_bias)] | None
+    ) = None
+    user: Annotated[str, Meta(max_length=256)] | None = None
+    ignore_eos: bool | None = None
+
+
+class ChatCall(Call, kw_only=True):
+    messages: Annotated[list[_Message], Meta(min_length=1, max_length=FIELDS.messages)]
+    max_completion_tokens: _Tokens | None = None
+    response_format: _Object | None = None
+    tools: Annotated[list[_Object], Meta(max_length=FIELDS.tools)] | None = None
+    tool_choice: Annotated[str, Meta(max_length=256)] | _Object | None = None
+    parallel_tool_calls: bool | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=FIELDS.top_logprobs)] | None = None
+    reasoning_effort: Annotated[str, Meta(max_length=32)] | None = None
+
+    def problem(self) -> tuple[str, str] | None:
+        """The field at fault and what is wrong, for what a type cannot say."""
+        if self.response_format is not None and (problem := _response_format(self.response_format)):
+            return "response_format", problem
+        for name, value in (("tools", self.tools), ("tool_choice", self.tool_choice)):
+            if value is not None and depth(value) > FIELDS.json_depth:
+                return name, f"nests deeper than {FIELDS.json_depth} levels"
+        return None
+
+
+class CompletionCall(Call, kw_only=True):
+    prompt: _Text | Annotated[list[Annotated[int, Meta(ge=0, le=2**31 - 1)]], Meta(min_length=1)]
+    echo: bool | None = None
+    suffix: _Text | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=FIELDS.top_logprobs)] | None = None
+    best_of: Literal[1] | None = None
+
+    def problem(self) -> None:
+        return None
+
+
+AnyCall = ChatCall | CompletionCall
+_CALLS: dict[str, tuple[type[AnyCall], frozenset[str]]] = {
+    "/v1/chat/completions": (ChatCall, frozenset(ChatCall.__struct_fields__)),
+    "/v1/completions": (CompletionCall, frozenset(CompletionCall.__struct_fields__)),
+}
+_WITH_USAGE = {"include_usage": True}
+# "Expected `int` >= 1 - at `$.max_tokens`", "Object missing required field `model`"
+_AT = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<field>\w*)(?P<rest>.*)`)?$", re.DOTALL)
+_MISSING = re.compile(r"missing required field `(\w+)`")
+
+
+@dataclass(slots=True)
+class Parsed:
+    """A request body: `fields` as JSON values, `compact` their encoding, `call` the same as checked types;
+    `stripped` are the names that `call` does not know."""
+
+    fields: dict[str, Any]
+    compact: bytes
+    call: AnyCall
+    stripped: frozenset[str] | set[str]
+
+
+def parse(body: bytes, endpoint: str, limits: FieldLimits = FIELDS) -> Parsed:
+    """Everything that can be checked without knowing the deployment. Raises Refusal (400) naming the field."""
+    fields, compact = parse_object(body, limits)
+    kind, known = _CALLS[endpoint]
+    try:
+        call = msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        raise _explained(error) from None
+    if (problem := call.problem()) is not None:
+        raise invalid(f"{problem[0]} {problem[1]}", problem[0])
+    return Parsed(fields, compact, call, fields.keys() - known)
+
+
+def upstream_body(parsed: Parsed, deployment: Deployment) -> bytes:
+    """The body for the deployment's engine. Raises Refusal naming the field that it cannot have."""
+    fields, call, stripped = parsed.fields, parsed.call, parsed.stripped
+    for name in deployment.refused_fields:
+        if fields.get(name) is not None:
+            raise invalid(f"{name} is not supported by the engine behind {deployment.name!r}", name)
+    if stripped and deployment.unknown_fields == "refuse":
+        name = min(stripped)[:64]
+        raise Refusal(400, f"unknown field {name!r}", code="unknown_parameter", param=name)
+    # We always ask for usage: the journal has it, and the lane withholds it from who did not ask.
+    options = _WITH_USAGE if call.stream else None
+    if (
+        not stripped
+        and call.model == deployment.engine_model
+        and fields.get("stream_options") == options
+        and None not in fields.values()
+    ):
+        return parsed.compact
+    built = {name: value for name, value in fields.items() if value is not None and name not in stripped}
+    built["model"] = deployment.engine_model
+    built.pop("stream_options", None)
+    if options is not None:
+        built["stream_options"] = options
+    return msgspec.json.encode(built)
+
+
+def usage_asked(call: AnyCall) -> bool:
+    """Whether the client itself asked for usage in its stream."""
+    return bool(call.stream and call.stream_options is not None and call.stream_options.include_usage)
+
+
+def _explained(error: msgspec.ValidationError) -> Refusal:
+    text = str(error)
+    match = _AT.match(text)
+    assert match is not None
+    what, field, rest = match["what"], match["field"] or "", match["rest"] or ""
+    missing = _MISSING.search(what)
+    if missing is not None and not field:
+        return invalid(f"{missing[1]} is missing", missing[1])
+    if field == "messages" and ".content" in rest:
+        what += "; nothing but text is read here, and no address is ever fetched"
+    return invalid(f"{field}{rest}: {what}"[:512], field or None)
+
+
+def _response_format(value: _Object) -> str:
+    if value.get("type") not in ("text", "json_object", "json_schema"):
         return "must be an object whose type is text, json_object or json_schema"
-    schema = fields.get("json_schema")
+    schema = value.get("json_schema")
     if schema is None:
         return ""
     if len(msgspec.json.encode(schema)) > FIELDS.schema_bytes or depth(schema) > FIELDS.schema_depth + 2:
@@ -97,171 +234,11 @@ def _response_format(value: Any) -> str:
     return "holds a remote $ref" if _has_remote_reference(schema) else ""
 
 
-def _stream_options(value: Any) -> str:
-    return "" if type(value) is dict else "must be an object"
-
-
-def _prompt(value: Any) -> str:
-    if type(value) is str:
-        return ""
-    tokens = cast("list[Any]", value)
-    if type(tokens) is list and tokens and all(type(token) is int and 0 <= token < 2**31 for token in tokens):
-        return ""
-    return "must be one string or one list of token ids"
-
-
-def _messages(value: Any) -> str:
-    messages = cast("list[Any]", value)
-    if type(messages) is not list or not 0 < len(messages) <= FIELDS.messages:
-        return f"must be a list of 1 to {FIELDS.messages} messages"
-    for index, message in enumerate(messages):
-        if problem := _message(message):
-            return f"[{index}] {problem}"
-    return ""
-
-
-_MESSAGE_FIELDS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "refusal"})
-_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
-
-
-def _message(message: Any) -> str:
-    if type(message) is not dict:
-        return "must be an object"
-    fields = cast("dict[str, Any]", message)
-    role = fields.get("role")
-    if type(role) is not str or role not in _ROLES:
-        return f"needs a role out of {', '.join(sorted(_ROLES))}"
-    if len(fields) > 2:
-        if unknown := fields.keys() - _MESSAGE_FIELDS:
-            return f"has an unknown field {min(unknown)[:64]!r}"
-        if problem := _too_deep(fields):
-            return problem
-    content = fields.get("content")
-    if type(content) is str or (content is None and role == "assistant"):
-        return ""
-    if type(content) is not list:
-        return "needs content: a string or a list of parts"
-    for part in map(_object, cast("list[Any]", content)):
-        if part.get("type") != "text" or type(part.get("text")) is not str:
-            return "has a content part that is not text: nothing but text is read here, and no address is ever fetched"
-    return ""
-
-
-_COMMON: dict[str, Check] = {
-    "model": _text(256),
-    "stream": _boolean,
-    "stream_options": _stream_options,
-    "max_tokens": _integer(1, FIELDS.max_tokens),
-    "temperature": _number(0, 2),
-    "top_p": _number(0, 1),
-    "top_k": _integer(-1, 1_000_000),
-    "min_p": _number(0, 1),
-    "n": _integer(1, FIELDS.choices),
-    "stop": _stop,
-    "seed": _integer(-(2**63), 2**63 - 1),
-    "presence_penalty": _number(-2, 2),
-    "frequency_penalty": _number(-2, 2),
-    "repetition_penalty": _number(0.01, 10),
-    "logit_bias": _logit_bias,
-    "user": _text(256),
-    "ignore_eos": _boolean,
-}
-CHAT: dict[str, Check] = {
-    **_COMMON,
-    "messages": _messages,
-    "max_completion_tokens": _integer(1, FIELDS.max_tokens),
-    "response_format": _response_format,
-    "tools": _tools,
-    "tool_choice": _tool_choice,
-    "parallel_tool_calls": _boolean,
-    "logprobs": _boolean,
-    "top_logprobs": _integer(0, FIELDS.top_logprobs),
-    "reasoning_effort": _text(32),
-}
-COMPLETION: dict[str, Check] = {
-    **_COMMON,
-    "prompt": _prompt,
-    "echo": _boolean,
-    "suffix": _text(FIELDS.string_bytes),
-    "logprobs": _integer(0, FIELDS.top_logprobs),
-    "best_of": _integer(1, 1),
-}
-
-
-@dataclass(slots=True)
-class Call:
-    """A request as parsed at the edge: `fields` holds JSON values, `compact` is their encoding; `model` and `stream`
-    are checked already."""
-
-    fields: dict[str, Any]
-    compact: bytes
-    model: str
-    stream: bool
-
-
-def parse(body: bytes, limits: FieldLimits = FIELDS) -> Call:
-    """Reads what routing needs; the rest is checked by `upstream_body`, once the deployment is known."""
-    fields, compact = parse_object(body, limits)
-    model = fields.get("model")
-    if type(model) is not str or not model:
-        raise invalid("name a model", "model")
-    stream = fields.get("stream")
-    if stream is not None and type(stream) is not bool:
-        raise invalid("must be true or false", "stream")
-    return Call(fields, compact, model, bool(stream))
-
-
-@dataclass(slots=True)
-class Upstream:
-    """What goes to the engine. `usage_asked`: whether the client itself asked for usage in its stream."""
-
-    body: bytes
-    usage_asked: bool
-    stripped: tuple[str, ...]
-
-
-def upstream_body(call: Call, table: dict[str, Check], required: str, deployment: Deployment) -> Upstream:
-    """The body for the deployment's engine. Raises Refusal naming the field at fault."""
-    fields = call.fields
-    dropped: list[str] = []
-    for name, value in fields.items():
-        check = table.get(name)
-        if check is None or value is None:
-            dropped.append(name)
-        elif problem := check(value):
-            raise invalid(f"{name} {problem}", name)
-    if fields.get(required) is None:
-        raise invalid(f"{required} is missing", required)
-    for name in deployment.refused_fields:
-        if fields.get(name) is not None:
-            raise invalid(f"{name} is not supported by the engine behind {deployment.name!r}", name)
-    stripped = tuple(name for name in dropped if name not in table)
-    if stripped and deployment.unknown_fields == "refuse":
-        raise Refusal(400, f"unknown field {stripped[0][:64]!r}", code="unknown_parameter", param=stripped[0][:64])
-    usage_asked = call.stream and bool(_object(fields.get("stream_options")).get("include_usage"))
-    return Upstream(_built(call, dropped, deployment.engine_model, usage_asked), usage_asked, stripped)
-
-
-def _built(call: Call, dropped: list[str], engine_model: str, usage_asked: bool) -> bytes:
-    """Encoded from the checked fields; `compact` is just that where nothing had to change."""
-    fields = call.fields
-    if call.stream and not usage_asked:
-        fields["stream_options"] = {"include_usage": True}
-    elif not dropped and call.model == engine_model and (usage_asked or "stream_options" not in fields):
-        return call.compact
-    for name in dropped:
-        del fields[name]
-    if not call.stream:
-        fields.pop("stream_options", None)
-    fields["model"] = engine_model
-    return msgspec.json.encode(fields)
-
-
 def _has_remote_reference(value: Any) -> bool:
     pending = [value]
     while pending:
         item = pending.pop()
-        reference = cast("dict[str, Any]", item).get("$ref") if isinstance(item, dict) else None
+        reference = cast("_Object", item).get("$ref") if isinstance(item, dict) else None
         if isinstance(reference, str) and not reference.startswith("#"):
             return True
         pending.extend(children(item))

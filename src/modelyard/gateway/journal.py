@@ -6,6 +6,8 @@ so that a power cut loses at most that second."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import secrets
 from pathlib import Path
@@ -17,13 +19,16 @@ SYNC_INTERVAL_S = 1.0
 
 
 class JournalWriter:
-    """Appends to a file of its own in `folder`: no other process ever writes it. Without a folder it only counts."""
+    """Appends to a file of its own in `folder`: no other process ever writes it. Without a folder it only counts.
+
+    `sequence` is the number of the next record: numbers stand in the file in order and without gaps."""
 
     def __init__(self, folder: Path | None) -> None:
         self.worker = secrets.token_hex(4)
-        self.written = 0
+        self.sequence = 1
         self.failed = 0
         self._unsynced = False
+        self._torn = False
         self._descriptor = -1
         if folder is not None:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -31,15 +36,31 @@ class JournalWriter:
 
     def write(self, record: RequestRecord) -> None:
         """A full disk must not end service: the record is counted as lost and said so, the answer goes out."""
-        self.written += 1
+        self.sequence += 1
         if self._descriptor < 0:
             return
+        line = encode(record) + b"\n"
         try:
-            os.write(self._descriptor, encode(record) + b"\n")
+            if self._torn or os.write(self._descriptor, line) != len(line):
+                self._write_after_tear(line)
             self._unsynced = True
         except OSError as error:
-            self.failed += 1
-            print(f"error: journal: {error.strerror}: request {record.request_id} is not recorded", flush=True)
+            self._lost(record, error.strerror or str(error))
+
+    def _write_after_tear(self, line: bytes) -> None:
+        """Less than a line was written, just now or before: end that line, then write this one whole or not at all."""
+        self._torn = True
+        if os.write(self._descriptor, b"\n") == 1:
+            written = os.write(self._descriptor, line)
+            if written != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._torn = False
+
+    def _lost(self, record: RequestRecord, cause: str) -> None:
+        self.failed += 1
+        # The disk that is full may be the one that our output goes to.
+        with contextlib.suppress(OSError):
+            print(f"error: journal: {cause}: request {record.request_id} is not recorded", flush=True)
 
     async def sync_forever(self) -> None:
         """Ask the disk once a second, off the event loop."""
@@ -57,7 +78,8 @@ class JournalWriter:
             self._descriptor = -1
 
     def _sync(self) -> None:
-        try:
-            os.fdatasync(self._descriptor)
-        except OSError as error:
-            print(f"error: journal: {error.strerror}", flush=True)
+        with contextlib.suppress(OSError):
+            try:
+                os.fdatasync(self._descriptor)
+            except OSError as error:
+                print(f"error: journal: {error.strerror}", flush=True)

@@ -21,18 +21,23 @@ class Keyring:
     keys: dict[str, KeyRecord] = field(default_factory=dict[str, KeyRecord])
     revoked: set[str] = field(default_factory=set[str])
     version: int = 0
+    _reaches: dict[tuple[str, str, str], bool] = field(default_factory=dict[tuple[str, str, str], bool])
 
     def apply(self, event: KeyEvent) -> None:
-        self.version += 1
+        self._changed()
         if isinstance(event, KeyCreated):
             self.keys[event.key.id] = event.key
         else:
             self.revoked.add(event.id)
 
     def clear(self) -> None:
-        self.version += 1
+        self._changed()
         self.keys.clear()
         self.revoked.clear()
+
+    def _changed(self) -> None:
+        self.version += 1
+        self._reaches.clear()
 
     def authenticate(self, secret: str, now: float) -> KeyRecord:
         """The record of a live key. Raises Refusal (401) without saying which part was wrong."""
@@ -51,11 +56,16 @@ class Keyring:
             raise Refusal(403, f"this key may not use {endpoint} of {deployment!r}", code="key_scope")
 
     def reaches(self, key: KeyRecord, deployment: str, endpoint: str) -> bool:
-        return all(
-            (one.scopes.deployments is None or deployment in one.scopes.deployments)
-            and (one.scopes.endpoints is None or endpoint in one.scopes.endpoints)
-            for one in self._line(key)
-        )
+        """Ask only for deployments that exist: answers are remembered until a key changes."""
+        asked = (key.id, deployment, endpoint)
+        known = self._reaches.get(asked)
+        if known is None:
+            known = self._reaches[asked] = all(
+                (one.scopes.deployments is None or deployment in one.scopes.deployments)
+                and (one.scopes.endpoints is None or endpoint in one.scopes.endpoints)
+                for one in self._line(key)
+            )
+        return known
 
     def _live(self, key: KeyRecord, now: float) -> bool:
         return key.id not in self.revoked and (key.expires_at is None or now < key.expires_at)
@@ -82,19 +92,19 @@ class KeyLog:
     def follow(self, keyring: Keyring) -> bool:
         """Applies what is new; True where there was something. A replaced log is read from its beginning."""
         try:
-            status = os.stat(self.path)
+            with open(self.path, "rb") as file:
+                status = os.fstat(file.fileno())
+                if self.identity != (status.st_dev, status.st_ino) or status.st_size < self.offset:
+                    self.identity, self.offset = (status.st_dev, status.st_ino), 0
+                    keyring.clear()
+                if status.st_size == self.offset:
+                    return False
+                file.seek(self.offset)
+                data = file.read()
         except FileNotFoundError:
             return False
-        if self.identity != (status.st_dev, status.st_ino) or status.st_size < self.offset:
-            self.identity, self.offset = (status.st_dev, status.st_ino), 0
-            keyring.clear()
-        if status.st_size == self.offset:
-            return False
-        with open(self.path, "rb") as file:
-            file.seek(self.offset)
-            data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
-        for line in whole.splitlines():
+        for line in whole.split(b"\n")[:-1]:
             try:
                 keyring.apply(decode(line, KeyEvent))  # type: ignore[arg-type]
             except UnreadableRecord as error:

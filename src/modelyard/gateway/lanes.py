@@ -6,15 +6,13 @@ the journal comes first."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import msgspec
 
 from modelyard.gateway.limits import WIRE
 
 _USAGE = b'"usage"'
 _END_OF_EVENT = b"\n\n"
-_DONE = b"data: [DONE]"
+_DONE = (b"data: [DONE]", b"data:[DONE]")
 
 
 class CachedTokens(msgspec.Struct):
@@ -43,8 +41,13 @@ class _Answer(msgspec.Struct):
     usage: Usage | None = None
 
 
-_event_decoder = msgspec.json.Decoder(_Event)
-_answer_decoder = msgspec.json.Decoder(_Answer)
+_decode_event = msgspec.json.Decoder(_Event).decode
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+
+
+def _has_usage(data: bytes) -> bool:
+    """Some engines put a null into every event: those need no look inside."""
+    return _USAGE in data and data.count(_USAGE) != data.count(b'"usage":null') + data.count(b'"usage": null')
 
 
 class BrokenStream(Exception):
@@ -58,93 +61,99 @@ def chunk(data: bytes) -> bytes:
 LAST_CHUNK = b"0\r\n\r\n"
 
 
-@dataclass(slots=True)
 class RawLane:
-    """An event stream. `events` counts relayed reads with content, the fallback where no usage ever comes."""
+    """An event stream. `events` counts pieces with content, the fallback where no usage ever comes."""
 
-    usage_asked: bool
-    chunked: bool
-    usage: Usage | None = None
-    events: int = 0
-    ended: bool = False
-    _held: bytes = b""
-    _last: bytes = b""
+    __slots__ = ("_chunked", "_held", "_last", "_usage_asked", "events", "usage")
 
-    def read(self, raw: bytes, pieces: list[bytes], between_chunks: bool, done: bool) -> bytes:
+    def __init__(self, usage_asked: bool, chunked: bool) -> None:
+        self._usage_asked, self._chunked = usage_asked, chunked
+        self.usage: Usage | None = None
+        self.events = 0
+        self._held = b""
+        self._last = b""
+
+    def passes(self, raw: bytes) -> bool:
+        """Whether `raw`, which is one whole chunk that ends an event, may reach the client as it is."""
+        if self._held or not self._chunked or _has_usage(raw):
+            return False
+        self.events += 1
+        self._last = raw
+        return True
+
+    def read(self, raw: bytes, pieces: list[bytes], done: bool) -> bytes:
         """What goes to the client for one read of the engine's connection; b"" if nothing yet.
 
-        The untouched way is taken when the read ends between chunks and between events, holds no usage, and nothing
-        is held back from before."""
+        `raw` is not empty only where it is made of whole chunks: then its bytes are used if each chunk ends an event,
+        none holds usage, and nothing is held back from before."""
+        self.events += len(pieces)
         if not pieces:
-            return self._finish(raw if self.chunked else b"") if done else b""
-        self.events += 1
-        if not between_chunks or self._held or not self.chunked:
+            return self._finish() if done else b""
+        if not raw or self._held or not self._chunked or done or _has_usage(raw):
             return self._rewrite(b"".join(pieces), done)
         for piece in pieces:
-            if _USAGE in piece or not piece.endswith(_END_OF_EVENT):
+            if not piece.endswith(_END_OF_EVENT):
                 return self._rewrite(b"".join(pieces), done)
         self._last = pieces[-1]
-        return self._finish(raw) if done else raw
+        return raw
 
-    def _finish(self, out: bytes) -> bytes:
+    def _finish(self) -> bytes:
         """The stream is whole only if the engine said so."""
         if self._held or not self._last.rstrip().endswith(_DONE):
             raise BrokenStream("the engine ended the stream without its end marker")
-        self.ended = True
-        return out
+        return LAST_CHUNK if self._chunked else b""
 
     def _rewrite(self, body: bytes, done: bool) -> bytes:
         # Some servers end lines with CRLF; JSON holds no raw line break, so nothing else can be meant.
         body = (self._held + body).replace(b"\r\n", b"\n")
         end = body.rfind(_END_OF_EVENT) + 2 if _END_OF_EVENT in body else 0
         self._held = body[end:]
-        if len(self._held) > WIRE.upstream_body_bytes:
+        if len(self._held) > WIRE.upstream_event_bytes:
             raise BrokenStream("an event of the engine has no end")
         out = body[:end]
         if out:
             self._last = out
-        if _USAGE in out:
+        if _has_usage(out):
             out = b"".join(event + _END_OF_EVENT for event in out[:-2].split(_END_OF_EVENT) if self._keep(event))
-        framed = chunk(out) if out and self.chunked else out
-        if not done:
-            return framed
-        return self._finish(framed + (LAST_CHUNK if self.chunked else b""))
+        framed = chunk(out) if out and self._chunked else out
+        return framed + self._finish() if done else framed
 
     def _keep(self, event: bytes) -> bool:
         """Learns usage from an event; False for a usage-only event that the client did not ask for."""
-        if _USAGE not in event or not event.startswith(b"data:"):
+        if not _has_usage(event) or not event.startswith(b"data:"):
             return True
         try:
-            parsed = _event_decoder.decode(event[5:])
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+            parsed = _decode_event(event[5:])
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return True
         if parsed.usage is None:
             return True
         self.usage = parsed.usage
-        return bool(parsed.choices) or self.usage_asked
+        return bool(parsed.choices) or self._usage_asked
 
 
-@dataclass(slots=True)
 class WholeLane:
     """A plain answer, held until it is complete."""
 
-    parts: list[bytes] = field(default_factory=list[bytes])
-    size: int = 0
+    __slots__ = ("_parts", "_size")
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
 
     def read(self, pieces: list[bytes]) -> None:
-        for piece in pieces:
-            self.parts.append(piece)
-            self.size += len(piece)
-        if self.size > WIRE.upstream_body_bytes:
+        self._parts += pieces
+        self._size += sum(map(len, pieces))
+        if self._size > WIRE.upstream_body_bytes:
             raise BrokenStream("the engine's answer is larger than the gateway holds")
 
     def body(self) -> bytes:
-        return self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
 
 
 def usage_of(answer: bytes) -> Usage | None:
     """The usage of a plain answer. Raises BrokenStream where the answer is no JSON object."""
     try:
-        return _answer_decoder.decode(answer).usage
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        return _decode_answer(answer).usage
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BrokenStream(f"the engine's answer is not JSON: {error}") from None

@@ -22,6 +22,7 @@ class WireLimits:
     upstream_idle_s: float = 2.0
     upstream_connect_timeout_s: float = 5.0
     upstream_body_bytes: int = 64 * 1024 * 1024
+    upstream_event_bytes: int = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +30,14 @@ class FieldLimits:
     """Bounds on what a request may ask for (rules R7 and R8 of the security notes in docs/architecture.md)."""
 
     json_depth: int = 64
-    json_keys: int = 10_000
-    string_bytes: int = 4 * 1024 * 1024
+    json_values: int = 500_000
+    string_characters: int = 4 * 1024 * 1024
     messages: int = 4096
     choices: int = 8
     top_logprobs: int = 20
     logit_bias: int = 1024
     stop_strings: int = 16
-    stop_bytes: int = 256
+    stop_characters: int = 256
     tools: int = 128
     schema_bytes: int = 64 * 1024
     schema_depth: int = 16

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import ipaddress
 import socket
 import ssl
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ class Tls:
 
 def check_bind(host: str, *, has_key: bool, has_tls: bool, insecure: bool) -> None:
     """The rule for listening beyond loopback. Raises AddressInUse's refusal with what is missing."""
-    if host in ("127.0.0.1", "::1", "localhost") or host.startswith("127.") or insecure:
+    if insecure or _is_loopback(host):
         return
     missing = [what for what, there in (("a key", has_key), ("TLS", has_tls)) if not there]
     if missing:
@@ -38,6 +40,14 @@ def check_bind(host: str, *, has_key: bool, has_tls: bool, insecure: bool) -> No
             f"{host} is reachable from other machines, and {' and '.join(missing)} is missing",
             hint="give --tls-cert and --tls-key and keep keys on, or say --insecure-listen if something else guards it",
         )
+
+
+def _is_loopback(host: str) -> bool:
+    """Names are not looked up: 127.example.com can be anywhere."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
@@ -50,9 +60,10 @@ def listening_socket(host: str, port: int) -> socket.socket:
         sock.listen(4096)
     except OSError as error:
         sock.close()
+        who = f"see who has it: ss -ltnp 'sport = :{port}'; or choose another with --port"
         raise AddressInUse(
             f"cannot listen on {host}:{port}: {error.strerror}",
-            hint=f"another program has the port; choose one with --port, or see who: ss -ltnp 'sport = :{port}'",
+            hint=who if error.errno == errno.EADDRINUSE else "choose another address with --host and --port",
         ) from error
     sock.setblocking(False)
     return sock

@@ -21,10 +21,11 @@ class Refusal(Exception):
         param: str | None = None,
         retry_after_s: int | None = None,
         close: bool = False,
+        allow: str = "",
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
-        self.retry_after_s, self.close = retry_after_s, close
+        self.retry_after_s, self.close, self.allow = retry_after_s, close, allow
 
     def body(self) -> bytes:
         return error_body(self.status, self.message, code=self.code, param=self.param)
@@ -35,6 +36,8 @@ class Refusal(Exception):
         fields = [("content-type", "application/json"), ("content-length", str(len(body)))]
         if self.retry_after_s is not None:
             fields.append(("retry-after", str(self.retry_after_s)))
+        if self.allow:
+            fields.append(("allow", self.allow))
         if self.status == HTTPStatus.UNAUTHORIZED:
             fields.append(("www-authenticate", "Bearer"))
         return head(self.status, fields, request_id, keep_alive=keep_alive and not self.close) + body

@@ -25,14 +25,15 @@ class Request:
     head_bytes = 0
     content_length = 0
     received = 0
-    coded = expects = has_body = admitted = False
+    unproductive = 0
+    coded = expects = has_body = admitted = two_secrets = False
     keep_alive = chunked_allowed = True
     refusal: Refusal | None = None
     route: Route = _NO_ROUTE
     key: KeyRecord = ANONYMOUS
 
-    def __init__(self, sequence: int, request_id: str, at: float, began: float) -> None:
-        self.sequence, self.id, self.at, self.began = sequence, request_id, at, began
+    def __init__(self, request_id: str, at: float, began: float) -> None:
+        self.id, self.at, self.began = request_id, at, began
 
 
 Arrival = Callable[[], Request]
@@ -58,7 +59,9 @@ class HeadMemo:
         head = data[: data.find(b"\r\n\r\n") + 4]
         lowered = head.lower()
         name = b"\r\ncontent-length: "
-        if lowered.count(name) != 1 or request.expects or request.coded or not request.keep_alive:
+        if request.expects or request.coded or not request.keep_alive:
+            return None
+        if lowered.count(name) != 1 or head.count(b"\n") != head.count(b"\r\n"):
             return None
         start = lowered.find(name) + len(name)
         end = head.find(b"\r", start)
@@ -74,10 +77,10 @@ class HeadMemo:
             return None
         digits = data[start:end]
         body_at = end + len(self._after)
-        if not digits.isdigit() or int(digits) != len(data) - body_at:
+        if not digits.isdigit() or int(digits) != len(data) - body_at or self._version != self._keyring.version:
             return None
         request = arrival()
-        if self._version != self._keyring.version or request.at >= self._expires_at:
+        if request.at >= self._expires_at:
             return None
         request.route, request.key, request.admitted = self._route, self._key, True
         request.body = data[body_at:]

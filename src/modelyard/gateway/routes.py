@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from modelyard.gateway.refusals import Refusal
+
 Kind = Literal["inference", "models", "model", "health", "ready"]
 
 
@@ -27,12 +29,12 @@ ROUTES = (
     Route("GET", "/ready", "ready", open_to_all=True),
 )
 _EXACT = {(route.method.encode(), route.endpoint.encode()): route for route in ROUTES if route.kind != "model"}
-_PATHS = frozenset(path for _, path in _EXACT)
+_METHODS = {path: method.decode() for method, path in _EXACT}
 _MODEL = next(route for route in ROUTES if route.kind == "model")
 
 
-def find(method: bytes, target: bytes) -> Route | int:
-    """The route of a request target as sent (its query is ignored), or the status that refuses it: 404 or 405.
+def find(method: bytes, target: bytes) -> Route:
+    """The route of a request target as sent (its query is ignored). Raises Refusal (404 or 405).
 
     Targets are compared byte for byte: no decoding, no normalising, so nothing can look like a route to one reader and
     not to another."""
@@ -41,5 +43,13 @@ def find(method: bytes, target: bytes) -> Route | int:
     if route is not None:
         return route
     if path.startswith(b"/v1/models/") and len(path) > len(b"/v1/models/"):
-        return _MODEL if method == b"GET" else 405
-    return 405 if path in _PATHS else 404
+        if method == b"GET":
+            return _MODEL
+        raise _other_method("GET")
+    if path in _METHODS:
+        raise _other_method(_METHODS[path])
+    raise Refusal(404, "there is nothing here", code="not_found")
+
+
+def _other_method(allowed: str) -> Refusal:
+    return Refusal(405, "this method is not served here", code="method_not_allowed", allow=allowed)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from modelyard.errors import UsageError
 from modelyard.gateway.admission import Admission
 from modelyard.gateway.client import ClientConnection, Connections
 from modelyard.gateway.keyring import KeyLog
@@ -18,6 +19,7 @@ from modelyard.records.topology import Deployment, Topology
 
 FOLLOW_INTERVAL_S = 0.1
 SWEEP_INTERVAL_S = 0.5
+FLUSH_S = 1.0
 
 
 class Service:
@@ -46,7 +48,9 @@ class Service:
             self._update(name, deployment)
 
     def _update(self, name: str, deployment: Deployment) -> None:
-        admission = self.worker.admissions.setdefault(name, Admission(deployment))
+        admission = self.worker.admissions.get(name)
+        if admission is None:
+            admission = self.worker.admissions[name] = Admission(deployment)
         for pool in admission.update(deployment):
             pool.close()
 
@@ -71,15 +75,20 @@ class Service:
             self.sweep()
 
     async def drain(self, grace_s: float) -> None:
-        """Finish what is under way, start nothing new on idle connections; at the deadline cut the rest."""
+        """Finish what is under way, start nothing new on idle connections; at the deadline tell the rest and end."""
         self.worker.draining = True
         for connection in list(self._connections.open):
             connection.close()
-        if self._connections.open:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._connections.quiet.wait(), grace_s)
+        await self._quiet_within(grace_s)
+        for connection in list(self._connections.open):
+            connection.stop()
+        await self._quiet_within(FLUSH_S)
         for connection in list(self._connections.open):
             connection.abort()
+
+    async def _quiet_within(self, grace_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._connections.quiet.wait(), grace_s)
 
 
 class Follower:
@@ -91,9 +100,19 @@ class Follower:
         self._log = KeyLog(keys)
         self._seen: tuple[int, int, int] = (0, 0, 0)
         self._generation = -1
+        self._complaint = ""
 
     def follow(self) -> None:
-        self._log.follow(self._service.worker.keyring)
+        """Take in what has changed. What cannot be read leaves everything as it was, and is tried again."""
+        try:
+            self._log.follow(self._service.worker.keyring)
+            self._follow_topology()
+        except (OSError, UnreadableRecord, UsageError) as error:
+            self._complain(str(error))
+        else:
+            self._complaint = ""
+
+    def _follow_topology(self) -> None:
         try:
             status = self._topology.stat()
         except FileNotFoundError:
@@ -101,15 +120,17 @@ class Follower:
         seen = (status.st_ino, status.st_mtime_ns, status.st_size)
         if seen == self._seen:
             return
-        self._seen = seen
-        try:
-            topology = decode(self._topology.read_bytes(), Topology)
-        except UnreadableRecord as error:
-            print(f"error: {self._topology}: {error}", flush=True)
-            return
+        topology = decode(self._topology.read_bytes(), Topology)
         if topology.generation > self._generation:
-            self._generation = topology.generation
             self._service.apply(topology)
+            self._generation = topology.generation
+        self._seen = seen
+
+    def _complain(self, text: str) -> None:
+        """Once, not at every look."""
+        if text != self._complaint:
+            self._complaint = text
+            print(f"error: {self._topology.parent}: {text}", flush=True)
 
     async def follow_forever(self) -> None:
         while True:

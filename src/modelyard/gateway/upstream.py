@@ -6,29 +6,48 @@ whether the read ended exactly between two chunks: then the bytes may travel to 
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from typing import Protocol, cast
 
 import httptools
 
+from modelyard.errors import UsageError
 from modelyard.gateway.limits import WIRE
 
 
 class Exchange(Protocol):
-    """Who sent the request and gets what comes back. After `upstream_done` or `upstream_lost` nothing more comes."""
+    """Who sent the request and gets what comes back. After a read that is `done`, or `upstream_lost`, nothing more
+    comes."""
 
     def upstream_head(self, status: int, content_type: bytes, retry_after: bytes) -> None: ...
 
-    def upstream_read(self, raw: bytes, pieces: list[bytes], between_chunks: bool, done: bool) -> None: ...
+    def upstream_chunk(self, raw: bytes) -> bool:
+        """`raw` is exactly one chunk, framing included. False: it did not pass, hand it over by `upstream_read`."""
+        ...
+
+    def upstream_read(self, raw: bytes, pieces: list[bytes], done: bool) -> None:
+        """The body `pieces` of one read; `raw` is the read itself where it is made of whole chunks, else empty."""
+        ...
 
     def upstream_lost(self, cause: str) -> None: ...
+
+
+def parse_address(address: str) -> str | tuple[str, int]:
+    """The path of `unix:/path`, or host and port of `http://host[:port]`. Raises UsageError for anything else."""
+    if address.startswith("unix:/"):
+        return address.removeprefix("unix:")
+    match = re.fullmatch(r"http://(?:\[([0-9a-fA-F:.]+)\]|([^:/\[\]?#@]+))(?::(\d{1,5}))?/?", address)
+    if match is None or not 0 < int(match[3] or 80) < 65_536:
+        raise UsageError(f"{address!r} is not an engine's address", hint="http://HOST:PORT or unix:/PATH")
+    return match[1] or match[2], int(match[3] or 80)
 
 
 class Pool:
     """Open, idle connections to one launch of an engine, newest first."""
 
     def __init__(self, address: str) -> None:
-        self.address = address
+        self._address = parse_address(address)
         self.idle: list[UpstreamConnection] = []
         self.closed = False
 
@@ -52,12 +71,10 @@ class Pool:
         """A fresh connection. Raises OSError or TimeoutError where the engine does not take it."""
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(WIRE.upstream_connect_timeout_s):
-            if self.address.startswith("unix:"):
-                path = self.address.removeprefix("unix:")
-                _, connection = await loop.create_unix_connection(UpstreamConnection, path)
+            if isinstance(self._address, str):
+                _, connection = await loop.create_unix_connection(UpstreamConnection, self._address)
             else:
-                host, _, port = self.address.removeprefix("http://").rstrip("/").rpartition(":")
-                _, connection = await loop.create_connection(UpstreamConnection, host, int(port))
+                _, connection = await loop.create_connection(UpstreamConnection, *self._address)
         return connection
 
     def expire(self, now: float) -> None:
@@ -75,6 +92,7 @@ class UpstreamConnection(asyncio.Protocol):
     """`used` tells a re-used connection from a fresh one: only the former may have died of old age."""
 
     __slots__ = (
+        "_aligned",
         "_between_chunks",
         "_content_type",
         "_done",
@@ -93,18 +111,14 @@ class UpstreamConnection(asyncio.Protocol):
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None
+        self._parser = httptools.HttpResponseParser(self)
         self._pieces: list[bytes] = []
+        self._content_type = self._retry_after = b""
+        self._head_seen = self._done = self._between_chunks = self._aligned = False
         self.usable = True
         self.used = False
         self.answered = False
         self.idle_since = 0.0
-        self._reset()
-
-    def _reset(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
-        self._head_seen = self._done = False
-        self._between_chunks = True
-        self._content_type = self._retry_after = b""
 
     # The exchange's side.
 
@@ -119,7 +133,8 @@ class UpstreamConnection(asyncio.Protocol):
         """The response is whole: ready for the next request."""
         self._exchange = None
         self.used = True
-        self._reset()
+        self._head_seen = self._done = self._between_chunks = self._aligned = False
+        self._content_type = self._retry_after = b""
 
     def abort(self) -> None:
         """Close at once: how an engine learns that nobody waits for its answer."""
@@ -157,8 +172,11 @@ class UpstreamConnection(asyncio.Protocol):
             # Nobody asked for anything: whatever it is, this connection's framing is in doubt.
             self.abort()
             return
-        self.answered = True
-        in_head = not self._head_seen
+        # The common read in the middle of a stream. The parser stands between two chunks: it need not see this one.
+        if self._aligned and _is_one_event(data) and exchange.upstream_chunk(data):
+            return
+        first_read, self.answered = not self.answered, True
+        in_head, aligned = not self._head_seen, self._aligned
         self._pieces = []
         try:
             self._parser.feed_data(data)
@@ -167,10 +185,11 @@ class UpstreamConnection(asyncio.Protocol):
             return
         if not self._head_seen or self._exchange is None:
             return
-        whole = self._between_chunks
-        if in_head:
-            data, whole = _after_head(data, whole)
-        exchange.upstream_read(data, self._pieces, whole, self._done)
+        if in_head and first_read:
+            data, aligned = data[data.find(b"\r\n\r\n") + 4 :], True
+        # Between chunks, and not a byte of the next one's head: an event's end cannot be part of that.
+        self._aligned = self._between_chunks and data.endswith(b"\n\n\r\n")
+        exchange.upstream_read(data if aligned and self._aligned else b"", self._pieces, self._done)
 
     def _fail(self, cause: str) -> None:
         exchange = self._exchange
@@ -179,6 +198,10 @@ class UpstreamConnection(asyncio.Protocol):
             exchange.upstream_lost(cause)
 
     # The parser's side.
+
+    def on_message_begin(self) -> None:
+        if self._done:
+            raise ValueError("more than one answer")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         lowered = name.lower()
@@ -189,7 +212,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        if status < 200 or self._head_seen:
+        if status < 200:
             raise ValueError(f"an unexpected head with status {status}")
         self._head_seen = True
         assert self._exchange is not None
@@ -208,9 +231,13 @@ class UpstreamConnection(asyncio.Protocol):
         self.usable = self._parser.should_keep_alive()
 
 
-def _after_head(data: bytes, whole: bool) -> tuple[bytes, bool]:
-    """What follows the head in the read that ended it; not raw where the head's end lies across two reads."""
-    end = data.find(b"\r\n\r\n")
-    if end < 0:
-        return b"", False
-    return data[end + 4 :], whole
+def _is_one_event(data: bytes) -> bool:
+    """Whether a read that begins at a chunk is that one chunk, whole, and ends an event. A size written in any unusual
+    way is left to the parser."""
+    end = data.find(b"\r\n", 0, 9)
+    if end < 1 or not data.endswith(b"\n\n\r\n") or data[0] == 48 or not data[:end].isalnum():
+        return False
+    try:
+        return int(data[:end], 16) == len(data) - end - 4
+    except ValueError:
+        return False

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from urllib.parse import unquote
 
 import msgspec
 
 from modelyard.gateway.admission import Admission
-from modelyard.gateway.heads import json_head
+from modelyard.gateway.heads import json_response
 from modelyard.gateway.journal import JournalWriter
 from modelyard.gateway.keyring import Keyring
+from modelyard.gateway.limits import WIRE, WireLimits
 from modelyard.gateway.refusals import Refusal, unknown_model
 from modelyard.gateway.request import Request
 from modelyard.records.journal import RequestRecord
@@ -20,16 +22,17 @@ from modelyard.records.topology import Deployment
 class Worker:
     """One event loop's worth of gateway. `draining` once it takes nothing new."""
 
-    def __init__(self, journal: JournalWriter, keyring: Keyring) -> None:
+    def __init__(self, journal: JournalWriter, keyring: Keyring, wire: WireLimits = WIRE) -> None:
         self.journal = journal
         self.keyring = keyring
         self.admissions: dict[str, Admission] = {}
         self.draining = False
-        self._sequence = 0
+        self.wire = wire
+        self._requests = 0
 
     def new_request(self) -> Request:
-        self._sequence += 1
-        return Request(self._sequence, f"req_{self.journal.worker}{self._sequence:08x}", time.time(), time.monotonic())
+        self._requests += 1
+        return Request(f"req_{self.journal.worker}{self._requests:08x}", time.time(), time.monotonic())
 
     def authenticate(self, authorization: str) -> KeyRecord:
         """The key of an Authorization header. Raises Refusal (401)."""
@@ -38,22 +41,19 @@ class Worker:
             raise Refusal(401, "send your key: Authorization: Bearer <key>", code="missing_api_key")
         return self.keyring.authenticate(secret.strip(), time.time())
 
-    def record(self, record: RequestRecord) -> None:
-        self.journal.write(record)
-
     def record_answer(self, request: Request, status: int, bytes_out: int) -> None:
         """The record of a request that needed no engine."""
         self.journal.write(
             RequestRecord(
                 request_id=request.id,
                 worker=self.journal.worker,
-                sequence=request.sequence,
+                sequence=self.journal.sequence,
                 at=request.at,
                 endpoint=request.route.endpoint,
                 status=status,
                 outcome="complete" if status == 200 else "refused",
                 key_id=request.key.id,
-                total_s=round(time.monotonic() - request.began, 6),
+                total_s=time.monotonic() - request.began,
                 bytes_in=request.received,
                 bytes_out=bytes_out,
                 error=request.refusal.code if request.refusal is not None else "",
@@ -72,7 +72,9 @@ class Worker:
             case "models":
                 return {"object": "list", "data": [_model(one) for one in self._seen_by(request)]}
             case "model":
-                name = request.target.partition(b"?")[0].removeprefix(b"/v1/models/").decode("latin-1")
+                name = request.target.partition(b"?")[0].removeprefix(b"/v1/models/")
+                # A name may hold a slash, which clients send encoded. The route is decided already.
+                name = unquote(name.decode("latin-1"))
                 for one in self._seen_by(request):
                     if one.name == name:
                         return _model(one)
@@ -83,8 +85,7 @@ class Worker:
                 return {"status": "ok"}
 
     def _json(self, request: Request, value: object) -> bytes:
-        body = msgspec.json.encode(value)
-        return json_head(len(body), request.id, "", keep_alive=request.keep_alive) + body
+        return json_response(msgspec.json.encode(value), request.id, b"", keep_alive=request.keep_alive)
 
     def _open(self) -> list[Deployment]:
         return [one.deployment for one in self.admissions.values() if one.deployment.open]

@@ -13,7 +13,10 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A frozen value. Records that stand alone on disk or on a wire carry a tag with name and version (`schema`)."""
+    """A frozen value. Records that stand alone on disk or on a wire carry a tag with name and version (`schema`).
+
+    msgspec does not pass `kw_only` on to subclasses: at runtime their fields may be given by position too. The type
+    checker refuses that, so no subclass has to repeat it."""
 
 
 class UnreadableRecord(ModelyardError):
@@ -32,5 +35,5 @@ def decode(data: bytes, kind: type[T]) -> T:
     """Raises UnreadableRecord where `data` is not a `kind`; the message names the field."""
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UnreadableRecord(f"not a {kind.__name__}: {error}") from error
