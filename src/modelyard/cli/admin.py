@@ -13,7 +13,7 @@ from modelyard import settings
 from modelyard.errors import ModelyardError, NotRunning, UsageError
 from modelyard.records.base import UnreadableRecord, decode
 from modelyard.records.listening import Listening
-from modelyard.state import StateDirectory, is_locked, open_state
+from modelyard.state import StateDirectory, admin_key, is_locked, open_state
 
 T = TypeVar("T")
 TIMEOUT_S = 120.0
@@ -47,8 +47,7 @@ class Admin:
 
     def __init__(self, state: StateDirectory) -> None:
         self._base = running(state).admin
-        # Read, never made here: control makes it.
-        self._key = state.admin_key.read_text().strip() if state.admin_key.exists() else ""
+        self._key = admin_key(state)
 
     def get(self, path: str, kind: type[T]) -> T:
         return asyncio.run(self.call("GET", path, kind))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
 from typing import Annotated
@@ -21,6 +22,8 @@ from modelyard.records.keys import Scopes
 from modelyard.state import StateDirectory
 from modelyard.verify.evidence import latest
 
+# The gateway looks at the key log ten times a second: a key that is shown shall work.
+GATEWAY_KNOWS_WITHIN_S = 0.25
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
 Name = Annotated[str, Field(max_length=128)]
 
@@ -91,6 +94,7 @@ def make_app(state: StateDirectory, admin_key: str, fleet: Fleet, keys: KeyWrite
     async def create(body: NewKeyBody) -> Response:
         scopes = Scopes(deployments=tuple(body.deployments) if body.deployments is not None else None)
         key = keys.create(body.name, body.ttl_s, body.parent, scopes)
+        await asyncio.sleep(GATEWAY_KNOWS_WITHIN_S)
         return _json({"id": key.record.id, "name": key.record.name, "key": key.secret})
 
     @locked.delete("/keys/{key_id}")

@@ -21,7 +21,7 @@ from modelyard.gateway.listen import Tls, listening_socket
 from modelyard.node.lease import RENEW_EVERY_S, Lease
 from modelyard.records.base import encode
 from modelyard.records.listening import Listening
-from modelyard.state import StateDirectory, locked, write_atomically
+from modelyard.state import StateDirectory, admin_key, locked, write_atomically
 from modelyard.yard.children import Child
 
 GATEWAY_DRAIN_S = 32.0
@@ -58,6 +58,7 @@ class Yard:
             rendezvous = held.enter_context(_rendezvous(self._state.rendezvous))
             lease = held.enter_context(Lease(self._state.lease))
             lease.renew()
+            admin_key(self._state)  # made before anyone can ask for it
             lifeline_read, lifeline_write = os.pipe()
             held.callback(os.close, lifeline_read)
             held.callback(os.close, lifeline_write)
