@@ -6,7 +6,6 @@ import asyncio
 import os
 from typing import Any, TypeVar
 
-import aiohttp
 import msgspec
 
 from modelyard import settings
@@ -60,6 +59,8 @@ class Admin:
 
     async def call(self, method: str, path: str, kind: type[T], body: object = None) -> T:
         """One call; where nobody answers, again for a few seconds. Raises NotRunning or what the API refused."""
+        import aiohttp  # a third of a second that --help and most errors need not wait for
+
         loop = asyncio.get_running_loop()
         deadline = loop.time() + PATIENCE_S
         while True:
@@ -71,6 +72,8 @@ class Admin:
             await asyncio.sleep(0.1)
 
     async def _once(self, method: str, path: str, kind: type[T], body: object) -> T:
+        import aiohttp
+
         headers = {"authorization": f"Bearer {self._key}", "content-type": "application/json"}
         data = None if body is None else msgspec.json.encode(body)
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)

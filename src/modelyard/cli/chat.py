@@ -8,7 +8,6 @@ import sys
 import time
 from typing import Annotated, Any
 
-import aiohttp
 import msgspec
 import typer
 
@@ -107,14 +106,19 @@ class Talk:
         return answer
 
     async def _stream(self, pieces: list[str], quietly: bool) -> None:
+        import aiohttp  # only where it is needed: it is slow to import
+
         body = {"model": self.deployment, "messages": self._messages, "stream": True, **self._settings}
         headers = {"authorization": f"Bearer {self._key}", "content-type": "application/json"}
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
         try:
             async with (
-                aiohttp.ClientSession(timeout=timeout, trust_env=False, connector=_connector(self._where)) as session,
+                aiohttp.ClientSession(timeout=timeout, trust_env=False) as session,
                 session.post(
-                    f"{self._where.url}/chat/completions", headers=headers, data=msgspec.json.encode(body)
+                    f"{self._where.url}/chat/completions",
+                    headers=headers,
+                    data=msgspec.json.encode(body),
+                    ssl=_trust(self._where),
                 ) as response,
             ):
                 if response.status != 200:
@@ -125,13 +129,13 @@ class Talk:
             raise EngineFailed("the gateway did not answer to the end", hint="modelyard status") from error
 
 
-def _connector(where: Listening) -> aiohttp.TCPConnector:
+def _trust(where: Listening) -> ssl.SSLContext | bool:
     """Our own listener on this machine: its certificate is for the name that others use."""
     if not where.url.startswith("https"):
-        return aiohttp.TCPConnector()
+        return True
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return aiohttp.TCPConnector(ssl=context)
+    return context
 
 
 def _take(line: bytes, pieces: list[str], quietly: bool) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from modelyard import settings
 from modelyard.errors import AddressInUse, ModelyardError
 from modelyard.records.listening import Listening, StartFailed, StartOutcome
 from modelyard.spec.deployment import Gateway
@@ -49,7 +50,7 @@ def start_yard(state: StateDirectory, gateway: Gateway, *, insecure: bool, detac
             pass_fds=inherited,
             # Ctrl-C is the command's to hear; it then asks the yard to stop.
             start_new_session=True,
-            env={**os.environ, "MODELYARD_STATE": str(state.root)},
+            env={**settings.load().environ, "MODELYARD_STATE": str(state.root)},
         )
     for descriptor in inherited:
         os.close(descriptor)

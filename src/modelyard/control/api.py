@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from modelyard import __version__
-from modelyard.control import views
+from modelyard.control import showing
 from modelyard.control.fleet import Fleet
 from modelyard.control.key_log import KeyWriter
 from modelyard.control.measurements import Measurements
@@ -61,11 +61,11 @@ def make_app(state: StateDirectory, admin_key: str, fleet: Fleet, keys: KeyWrite
 
     @locked.get("/deployments")
     async def deployments() -> Response:
-        return _json([views.of_deployment(one, latest(state, name), 0) for name, one in fleet.running.items()])
+        return _json([showing.of_deployment(one, latest(state, name), 0) for name, one in fleet.running.items()])
 
     @locked.get("/deployments/{name}")
     async def deployment(name: str, after_step: Annotated[int, Query(ge=0)] = 0) -> Response:
-        return _json(views.of_deployment(fleet.get(name), latest(state, name), after_step))
+        return _json(showing.of_deployment(fleet.get(name), latest(state, name), after_step))
 
     @locked.post("/deployments/{name}/reload")
     async def reload(name: str) -> Response:
