@@ -167,6 +167,15 @@ def test_a_schema_that_is_a_depth_bomb_is_refused(wire: Any) -> None:
     assert refusal(wire, {"response_format": named}).param == "response_format"
 
 
+def test_a_schema_may_refer_only_to_itself(wire: Any) -> None:
+    def formatted(reference: str) -> Any:
+        schema = {"type": "array", "items": [{"$ref": reference}]}
+        return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
+
+    assert chat(wire, **formatted("#/$defs/a")).schema
+    assert refusal(wire, formatted("http://example.org/schema")).param == "response_format"
+
+
 def test_include_usage_needs_a_stream(wire: Any) -> None:
     options = {"include_usage": True}
     assert chat(wire, stream=True, stream_options=options).include_usage

@@ -246,7 +246,23 @@ def _schema(value: Any) -> str | None:
             f"the schema is larger than {MAX_SCHEMA_BYTES} bytes or deeper than {MAX_SCHEMA_DEPTH} levels",
             param="response_format",
         )
+    if reference := _foreign_reference(schema):
+        raise BadRequest(f"the schema refers to {reference}, outside itself", param="response_format")
     return text
+
+
+def _foreign_reference(value: Any) -> str | None:
+    """A $ref out of the schema itself: nothing is fetched, and the engine would take it for "anything"."""
+    inner: list[Any] = []
+    if isinstance(value, dict):
+        fields = cast("dict[str, Any]", value)
+        reference = fields.get("$ref")
+        if isinstance(reference, str) and not reference.startswith("#"):
+            return reference
+        inner = list(fields.values())
+    elif isinstance(value, list):
+        inner = cast("list[Any]", value)
+    return next((found for one in inner if (found := _foreign_reference(one))), None)
 
 
 def _depth(value: Any) -> int:
