@@ -149,7 +149,7 @@ RUNTIME = "error: RuntimeError: Exception from src/inference/src/cpp/core.cpp:11
             "fetch the model again",
         ),
         (
-            "error: RuntimeError: Check 'data != nullptr' failed at /home/b/gguf.cpp:84: [load_gguf] "
+            "error: RuntimeError: Check 'data != nullptr' failed at /build/gguf.cpp:84: [load_gguf] "
             "gguf_tensor_to_f16 failed",
             1,
             "model",

@@ -9,15 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer.main
 
 import modelyard
 from modelyard import errors
+from modelyard.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
-VERBS = {"up", "down", "status", "logs", "chat", "plan", "models", "engines", "keys", "gateway", "version"}
+VERBS = set(typer.main.get_group(app).commands)
 VERBS_OF_THE_SCRIPT = {"test", "dev", "help"}
 
 
