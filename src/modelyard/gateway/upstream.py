@@ -188,7 +188,7 @@ class UpstreamConnection(asyncio.Protocol):
         if in_head and first_read:
             data, aligned = data[data.find(b"\r\n\r\n") + 4 :], True
         # Between chunks, and not a byte of the next one's head: an event's end cannot be part of that.
-        self._aligned = self._between_chunks and data.endswith(b"\n\n\r\n")
+        self._aligned = self._between_chunks and (data.endswith(b"\n\n\r\n") or (in_head and not data))
         exchange.upstream_read(data if aligned and self._aligned else b"", self._pieces, self._done)
 
     def _fail(self, cause: str) -> None:
@@ -209,6 +209,8 @@ class UpstreamConnection(asyncio.Protocol):
             self._content_type = value
         elif lowered == b"retry-after":
             self._retry_after = value
+        elif lowered == b"transfer-encoding":
+            self._between_chunks = True
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()

@@ -1,0 +1,310 @@
+"""What a request may ask for: every bound, and JSON that could be read in two ways."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from gateway_fakes import MODEL, chat, deployment
+
+from modelyard.gateway.fields import parse, upstream_body, usage_asked
+from modelyard.gateway.limits import FIELDS, FieldLimits
+from modelyard.gateway.refusals import Refusal
+from modelyard.gateway.strict_json import depth, parse_object
+
+CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
+HUGE = 10**30
+DEEP: Any = []
+for _ in range(FIELDS.json_depth + 1):
+    DEEP = [DEEP]
+
+NOT_A_NUMBER = ["1", [], {}, True]
+NOT_TEXT = [1, 1.5, True, [], {}]
+NOT_A_FLAG = [0, 1, "true", [], {}]
+# field -> values that no engine may ever see
+BAD_CHAT: dict[str, list[Any]] = {
+    "model": ["", "x" * 257, 1, True, [], {}, None],
+    "stream": NOT_A_FLAG,
+    "stream_options": [1, "x", [], True, {"include_usage": 1}, {"include_usage": "yes"}],
+    "max_tokens": [-1, 0, HUGE, FIELDS.max_tokens + 1, 1.5, *NOT_A_NUMBER],
+    "max_completion_tokens": [-1, 0, HUGE, 1.5, *NOT_A_NUMBER],
+    "temperature": [-0.1, 2.1, HUGE, -HUGE, *NOT_A_NUMBER],
+    "top_p": [-0.1, 1.1, HUGE, *NOT_A_NUMBER],
+    "min_p": [-0.1, 1.1, HUGE, *NOT_A_NUMBER],
+    "top_k": [-2, HUGE, 1.5, *NOT_A_NUMBER],
+    "n": [-1, 0, FIELDS.choices + 1, HUGE, 1.5, *NOT_A_NUMBER],
+    "stop": ["", "x" * 257, ["a"] * 17, [""], [1], [None], 1, True, {}],
+    "seed": [2**63, -(2**63) - 1, HUGE, 1.5, *NOT_A_NUMBER],
+    "presence_penalty": [-2.1, 2.1, HUGE, *NOT_A_NUMBER],
+    "frequency_penalty": [-2.1, 2.1, HUGE, *NOT_A_NUMBER],
+    "repetition_penalty": [0, -1, 10.1, HUGE, *NOT_A_NUMBER],
+    "logit_bias": [{"1": 101}, {"1": -101}, {"1": "x"}, {str(i): 1 for i in range(1025)}, [], "x", 1, True],
+    "user": ["x" * 257, *NOT_TEXT],
+    "ignore_eos": NOT_A_FLAG,
+    "parallel_tool_calls": NOT_A_FLAG,
+    "logprobs": [0, 1, "x", [], {}],
+    "top_logprobs": [-1, 21, HUGE, 1.5, *NOT_A_NUMBER],
+    "reasoning_effort": ["x" * 33, *NOT_TEXT],
+    "tools": [1, "x", {}, True, [1], [{}] * 129, [{"a": DEEP}]],
+    "tool_choice": [1, True, [], "x" * 257, {"a": DEEP}],
+    "response_format": [
+        1,
+        "json",
+        [],
+        True,
+        {},
+        {"type": "xml"},
+        {"type": ["text"]},
+        {"type": "json_schema", "json_schema": {"x": "y" * 65_537}},
+        {"type": "json_schema", "json_schema": DEEP},
+        {"type": "json_schema", "json_schema": {"schema": {"$ref": "http://169.254.169.254/"}}},
+    ],
+    "messages": [
+        None,
+        [],
+        {},
+        "hi",
+        1,
+        True,
+        [1],
+        [None],
+        [[]],
+        [{}],
+        [{"role": "user"}],
+        [{"role": "user", "content": None}],
+        [{"role": "user", "content": 1}],
+        [{"role": "root", "content": "x"}],
+        [{"role": ["user"], "content": "x"}],
+        [{"content": "x"}],
+        [{"role": "user", "content": "x", "cache": 1}],
+        [{"role": "user", "content": [{"type": "text"}]}],
+        [{"role": "user", "content": [{"type": "text", "text": 1}]}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}]}],
+        [{"role": "user", "content": ["x"]}],
+        [{"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": {}}}]}],
+        [{"role": "assistant", "tool_calls": "x"}],
+        [{"role": "user", "content": "x"}] * (FIELDS.messages + 1),
+    ],
+}
+BAD_COMPLETION: dict[str, list[Any]] = {
+    "prompt": [None, 1, True, {}, [], ["a", "b"], [[1]], [-1], [2**31], [1.5], [True]],
+    "max_tokens": [-1, 0, HUGE, *NOT_A_NUMBER],
+    "echo": NOT_A_FLAG,
+    "suffix": NOT_TEXT,
+    "logprobs": [-1, 21, True, "x"],
+    "best_of": [0, 2, HUGE, True, "x"],
+}
+
+
+def bad_values(table: dict[str, list[Any]]) -> list[Any]:
+    return [pytest.param(name, value, id=f"{name}={str(value)[:24]}") for name in table for value in table[name]]
+
+
+@pytest.mark.parametrize(("name", "value"), bad_values(BAD_CHAT))
+def test_a_chat_field_out_of_bounds_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(Refusal) as refused:
+        parse(chat(**{name: value}), CHAT)
+    assert (refused.value.status, refused.value.param) == (400, name)
+    assert len(refused.value.message) < 600
+
+
+@pytest.mark.parametrize(("name", "value"), bad_values(BAD_COMPLETION))
+def test_a_completion_field_out_of_bounds_is_refused_by_name(name: str, value: Any) -> None:
+    body = json.dumps({"model": MODEL, "prompt": "x", name: value}).encode()
+    with pytest.raises(Refusal) as refused:
+        parse(body, COMPLETION)
+    assert (refused.value.status, refused.value.param) == (400, name)
+
+
+@pytest.mark.parametrize("name", ["model", "messages"])
+def test_a_missing_field_is_named(name: str) -> None:
+    fields = {key: value for key, value in json.loads(chat()).items() if key != name}
+    with pytest.raises(Refusal, match=f"{name} is missing") as refused:
+        parse(json.dumps(fields).encode(), CHAT)
+    assert refused.value.param == name
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 0},
+        {"temperature": 2.0},
+        {"top_k": -1},
+        {"stop": "x"},
+        {"stop": ["a", "b"]},
+        {"seed": -(2**63)},
+        {"max_tokens": None, "temperature": None, "stream": None},
+        {"logit_bias": {"50256": -100}},
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "#/$defs/a"}}}},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]},
+        {"messages": [{"role": "developer", "content": "x"}, {"role": "user", "content": "y", "name": "z"}]},
+        {"messages": [{"content": "x", "role": "user"}]},
+        {
+            "messages": [
+                {"role": "user", "content": "x"},
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [
+                        {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}, "index": 0}
+                    ],
+                },
+                {"role": "tool", "content": "4", "tool_call_id": "1"},
+            ]
+        },
+        # An answer as engines give it, sent back as it is.
+        {
+            "messages": [
+                {
+                    "role": "assistant",
+                    "content": "x",
+                    "refusal": None,
+                    "annotations": [],
+                    "audio": None,
+                    "function_call": None,
+                    "tool_calls": [],
+                    "reasoning_content": "because",
+                }
+            ]
+        },
+    ],
+)
+def test_what_is_within_bounds_reaches_the_engine_unchanged(fields: dict[str, Any]) -> None:
+    sent = json.loads(chat(**fields))
+    built = json.loads(upstream_body(parse(chat(**fields), CHAT), deployment()))
+    assert built == {name: value for name, value in sent.items() if value is not None} | {"model": "e"}
+
+
+def test_unknown_fields_are_stripped_or_refused_as_the_deployment_says() -> None:
+    parsed = parse(chat(frobnicate=1, api_base="http://x"), CHAT)
+    assert parsed.stripped == {"frobnicate", "api_base"}
+    assert set(json.loads(upstream_body(parsed, deployment()))) == {"model", "messages"}
+    with pytest.raises(Refusal) as refused:
+        upstream_body(parsed, deployment(unknown_fields="refuse"))
+    assert (refused.value.status, refused.value.code, refused.value.param) == (400, "unknown_parameter", "api_base")
+
+
+def test_a_field_that_the_engine_cannot_honour_is_refused_by_name() -> None:
+    with pytest.raises(Refusal) as refused:
+        upstream_body(parse(chat(tools=[{}]), CHAT), deployment(refused_fields=("tools",)))
+    assert refused.value.param == "tools"
+    assert upstream_body(parse(chat(tools=None), CHAT), deployment(refused_fields=("tools",)))
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        (None, False),
+        ({}, False),
+        ({"include_usage": False}, False),
+        ({"include_usage": None}, False),
+        ({"include_usage": True}, True),
+        ({"include_usage": True, "continuous_usage_stats": True}, True),
+    ],
+)
+def test_usage_is_asked_of_the_engine_in_every_stream(options: Any, asked: bool) -> None:
+    parsed = parse(chat(stream=True, stream_options=options), CHAT)
+    assert usage_asked(parsed.call) is asked
+    assert json.loads(upstream_body(parsed, deployment()))["stream_options"] == {"include_usage": True}
+
+
+def test_stream_options_without_a_stream_are_left_out() -> None:
+    parsed = parse(chat(stream_options={"include_usage": True}), CHAT)
+    assert not usage_asked(parsed.call)
+    assert "stream_options" not in json.loads(upstream_body(parsed, deployment()))
+
+
+# JSON.
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b" ",
+        b"{",
+        b"[]",
+        b'"x"',
+        b"null",
+        b"1",
+        b"{}x",
+        b"{'a':1}",
+        b'{"a":NaN}',
+        b'{"a":Infinity}',
+        b'{"a":-Infinity}',
+        b'{"a":01}',
+        b'{"a":1e999}',
+        b'{"a":"\xff"}',
+        b'{"a":"\xed\xa0\x80"}',
+        b'{"a":"\\ud800"}',
+        b'{"\\ud800":1}',
+        b'{"a":"\x00"}',
+        b'\xef\xbb\xbf{"a":1}',
+        b'{"a":' + b"9" * 5000 + b"}",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}",
+        '{"a":1}'.encode("utf-16"),
+        b'{"a":1,}',
+        b"{/**/}",
+    ],
+)
+def test_what_is_no_json_object_is_refused(body: bytes) -> None:
+    with pytest.raises(Refusal) as refused:
+        parse_object(body, FIELDS)
+    assert (refused.value.status, refused.value.code) == (400, "invalid_json")
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        (b'{"a":1,"a":1}', "a"),
+        (b'{"a":1,"b":2,"a":3}', "a"),
+        (b'{"a":1,"\\u0061":2}', "a"),
+        (b'{"x":{"b":1,"b":2}}', "b"),
+        (b'{"x":[[{"b":1,"b":1}]]}', "b"),
+        (b'{"model":"m","messages":[{"role":"user","content":"x","content":"y"}]}', "content"),
+        (b'{ "a" : 1 , "a" : 2 }', "a"),
+        (b'{"a":"}","a":"\\"a\\":1"}', "a"),
+    ],
+)
+def test_a_key_that_appears_twice_is_refused_by_name(body: bytes, name: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        parse_object(body, FIELDS)
+    assert (refused.value.status, refused.value.param) == (400, name)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a":1,"b":{"a":1},"c":[{"a":1},{"a":1}]}',
+        b'{ "a": 1.0, "b": 1e2 }',
+        b'{"a":"\\u00e9","b":"\xc3\xa9"}',
+        b'{"a":"\\"a\\":1,\\"a\\":2"}',
+        b'{"":1,"a":{"":2}}',
+    ],
+)
+def test_what_only_looks_like_a_key_twice_is_read(body: bytes) -> None:
+    fields, compact = parse_object(body, FIELDS)
+    assert fields == json.loads(body)
+    assert json.loads(compact) == fields
+
+
+@pytest.mark.parametrize("part", [b"[],", b"{},", b'"%d":0,'])
+def test_a_body_that_would_grow_out_of_proportion_is_refused(part: bytes) -> None:
+    inner = b"".join(part % index if b"%" in part else part for index in range(200))[:-1]
+    body = b'{"x":{' + inner + b"}}" if b"%" in part else b'{"x":[' + inner + b"]}"
+    assert parse_object(body, FIELDS)
+    with pytest.raises(Refusal, match="more than 100 JSON values"):
+        parse_object(body, FieldLimits(json_values=100))
+
+
+def test_depth_is_counted_without_recursion() -> None:
+    value: Any = 1
+    for _ in range(100_000):
+        value = [value]
+    assert depth(value) == 100_001
+    assert depth({"a": [1, {"b": 2}]}) == 4
+    while isinstance(value, list):  # taken apart by hand: the interpreter would recurse
+        value = value.pop()

@@ -1,0 +1,269 @@
+"""Streams through the whole data plane, byte by byte, however the engine's bytes fall into reads."""
+
+from __future__ import annotations
+
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from gateway_fakes import (
+    DONE,
+    LAST_CHUNK,
+    STREAM_HEAD,
+    USAGE_EVENT,
+    World,
+    answer,
+    chat,
+    chunked,
+    event,
+    post,
+    split_responses,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelyard.gateway.lanes import BrokenStream, usage_of
+
+EVENTS = [event(f"word{index}") for index in range(6)]
+
+
+def relay(world: World, reads: list[bytes], *, ask_usage: bool = False, version: str = "1.1") -> bytes:
+    """What a client that asked for a stream gets when the engine's bytes come in these reads."""
+    client, to_client = world.client()
+    engine, _ = world.engine()
+    options = {"stream_options": {"include_usage": True}} if ask_usage else {}
+    request = post(chat(stream=True, **options)).replace(b"HTTP/1.1", b"HTTP/" + version.encode(), 1)
+    client.data_received(request)
+    for read in reads:
+        engine.data_received(read)
+    return to_client.take()
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    marks = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
+    return [data[start:end] for start, end in pairwise(marks)]
+
+
+# An engine may put several events into a chunk, an event into several chunks, and its own line ends everywhere.
+pieces = st.lists(
+    st.one_of(
+        st.sampled_from(EVENTS),
+        st.just(b": ping\n\n"),
+        st.just(b'data: {"choices":[{"delta":{}}],"usage":null}\n\n'),
+        st.just(b'data: {"choices":[{"delta":{"content":"the word \\"usage\\": 5"}}]}\n\n'),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(
+    events=pieces,
+    with_usage=st.booleans(),
+    ask_usage=st.booleans(),
+    crlf=st.booleans(),
+    chunk_cuts=st.lists(st.integers(0, 10_000), max_size=6),
+    read_cuts=st.lists(st.integers(0, 10_000), max_size=12),
+    each_event_a_chunk=st.booleans(),
+)
+def test_any_split_into_chunks_and_reads_gives_the_client_the_same_events(
+    events: list[bytes],
+    with_usage: bool,
+    ask_usage: bool,
+    crlf: bool,
+    chunk_cuts: list[int],
+    read_cuts: list[int],
+    each_event_a_chunk: bool,
+) -> None:
+    said = [*events, *([USAGE_EVENT] if with_usage else []), DONE]
+    wanted = b"".join(one for one in said if ask_usage or one != USAGE_EVENT)
+    body = b"".join(said)
+    if crlf:
+        said, body = [one.replace(b"\n", b"\r\n") for one in said], body.replace(b"\n", b"\r\n")
+    in_chunks = said if each_event_a_chunk else cut(body, chunk_cuts)
+    bytes_of_engine = STREAM_HEAD + chunked(*in_chunks) + LAST_CHUNK
+    with tempfile.TemporaryDirectory() as folder:
+        world = World(Path(folder))
+        received = relay(world, cut(bytes_of_engine, read_cuts), ask_usage=ask_usage)
+        [(status, headers, got)] = split_responses(received)
+        [record] = world.records()
+    assert (status, headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+    assert got.replace(b"\r\n", b"\n") == wanted
+    assert (record.outcome, record.usage_source) == ("complete", "engine" if with_usage else "estimated")
+    if with_usage:
+        assert (record.prompt_tokens, record.completion_tokens) == (5, 7)
+
+
+@given(
+    events=pieces,
+    read_cuts=st.lists(st.integers(0, 10_000), max_size=12),
+    end=st.integers(0, 10_000),
+    version=st.sampled_from(["1.0", "1.1"]),
+)
+def test_a_stream_cut_anywhere_is_never_reported_as_complete(
+    events: list[bytes], read_cuts: list[int], end: int, version: str
+) -> None:
+    whole = STREAM_HEAD + chunked(*events, DONE) + LAST_CHUNK
+    kept = whole[: end % len(whole)]
+    with tempfile.TemporaryDirectory() as folder:
+        world = World(Path(folder))
+        client, to_client = world.client()
+        engine, to_engine = world.engine()
+        client.data_received(post(chat(stream=True)).replace(b"HTTP/1.1", b"HTTP/" + version.encode(), 1))
+        for read in cut(kept, read_cuts):
+            engine.data_received(read)
+        to_engine.lose()
+        received = to_client.take()
+        [record] = world.records()
+    assert to_client.closed or b"HTTP/1.1 503" in received
+    assert record.outcome in ("truncated", "upstream_failed")
+    if record.outcome == "truncated":
+        body = received.partition(b"\r\n\r\n")[2] if version == "1.0" else split_responses(received)[0][2]
+        assert body.rstrip().rpartition(b"\n\n")[2].startswith(b'data: {"error":')
+
+
+def test_whole_events_in_whole_chunks_pass_untouched(tmp_path: Path) -> None:
+    # The sizes are written with capitals, which is legal and not how we would write them.
+    odd = event("x" * 120)
+    raw = b"%X\r\n%b\r\n" % (len(odd), odd)
+    assert raw != chunked(odd)
+    received = relay(World(tmp_path), [STREAM_HEAD, raw, raw + raw, raw, chunked(DONE) + LAST_CHUNK])
+    assert received.partition(b"\r\n\r\n")[2] == raw * 4 + chunked(DONE) + LAST_CHUNK
+
+
+@pytest.mark.parametrize("size", [b"0x4d", b"+4d", b"4_d", b" 4d", b"4d "])
+def test_a_chunk_size_written_oddly_never_reaches_the_client_as_it_is(tmp_path: Path, size: bytes) -> None:
+    odd = event("x" * (0x4D - len(event(""))))
+    assert len(odd) == 0x4D
+    received = relay(World(tmp_path), [STREAM_HEAD, chunked(event("a")), size + b"\r\n" + odd + b"\r\n"])
+    assert size + b"\r\n" not in received.replace(b"x" * 8, b"")
+
+
+def test_a_stream_without_the_end_marker_is_not_complete(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    received = relay(world, [STREAM_HEAD, chunked(event("a")), LAST_CHUNK])
+    [(_, _, body)] = split_responses(received)
+    assert b"[DONE]" not in body
+    assert b'"code":"truncated"' in body
+    assert [record.outcome for record in world.records()] == ["truncated"]
+
+
+def test_a_client_of_http_1_0_gets_events_without_chunks_and_the_end_of_the_connection(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    client, to_client = world.client()
+    engine, _ = world.engine()
+    client.data_received(post(chat(stream=True)).replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+    engine.data_received(STREAM_HEAD + chunked(event("a"), DONE) + LAST_CHUNK)
+    head, _, body = to_client.take().partition(b"\r\n\r\n")
+    assert b"chunked" not in head
+    assert b"connection: close" in head
+    assert body == event("a") + DONE
+    assert to_client.closed
+
+
+def test_the_engine_is_always_asked_for_usage(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    client, _ = world.client()
+    _, to_engine = world.engine()
+    client.data_received(post(chat(stream=True)))
+    assert b'"stream_options":{"include_usage":true}' in to_engine.take()
+
+
+def test_an_event_without_end_is_given_up(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    endless = [chunked(b"data: " + b"x" * 1_000_000) for _ in range(6)]
+    relay(world, [STREAM_HEAD, chunked(event("a")), *endless])
+    [record] = world.records()
+    assert (record.outcome, record.error) == ("truncated", "an event of the engine has no end")
+
+
+def test_a_slow_client_holds_its_engine_back(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    client, _ = world.client()
+    engine, to_engine = world.engine()
+    client.data_received(post(chat(stream=True)))
+    engine.data_received(STREAM_HEAD + chunked(event("a")))
+    client.pause_writing()
+    assert not to_engine.reading
+    client.resume_writing()
+    assert to_engine.reading
+
+
+def test_an_engines_connection_that_was_held_back_reads_again_for_the_next(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    client, _ = world.client()
+    engine, to_engine = world.engine()
+    client.data_received(post(chat(stream=True)))
+    engine.data_received(STREAM_HEAD + chunked(event("a")))
+    client.pause_writing()
+    engine.data_received(chunked(DONE) + LAST_CHUNK)
+    assert to_engine.reading
+    assert world.worker.admissions["m"].seats["r0"].pool.idle == [engine]
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        b"HTTP/1.1 103 Early Hints\r\n\r\n",
+        b"not http at all\r\n\r\n",
+        answer() + answer(),
+        answer() + b"garbage",
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 3\r\n\r\n{{{",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{}",
+    ],
+)
+def test_an_engine_that_does_not_speak_properly_is_unavailable(tmp_path: Path, response: bytes) -> None:
+    world = World(tmp_path)
+    client, to_client = world.client()
+    engine, to_engine = world.engine()
+    client.data_received(post(chat()))
+    engine.data_received(response)
+    [(status, headers, _)] = split_responses(to_client.take())
+    assert (status, headers["retry-after"]) == (503, "2")
+    assert to_engine.aborted
+    assert [record.outcome for record in world.records()] == ["upstream_failed"]
+
+
+def test_bytes_on_an_idle_engine_connection_end_it(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    engine, to_engine = world.engine()
+    engine.data_received(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
+    assert to_engine.aborted
+    assert not engine.usable
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "told", "words"),
+    [
+        (400, b'{"error":{"message":"too long","param":"messages","code":"context"}}', 400, "too long"),
+        (400, b'{"message":"plain"}', 400, "plain"),
+        (400, b"\xff", 400, "refused"),
+        (404, b'{"error":"gone"}', 404, "gone"),
+        (401, b'{"error":"key sk-secret"}', 502, "failed with status 401"),
+        (500, b'{"error":"Traceback: /home/x"}', 502, "failed with status 500"),
+        (503, b"busy", 503, "overloaded"),
+        (429, b"busy", 503, "overloaded"),
+    ],
+)
+def test_what_an_engine_refuses_is_told_and_what_it_fails_at_is_named(
+    tmp_path: Path, status: int, body: bytes, told: int, words: str
+) -> None:
+    world = World(tmp_path)
+    client, to_client = world.client()
+    engine, _ = world.engine()
+    client.data_received(post(chat()))
+    engine.data_received(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%b" % (status, len(body), body))
+    [(got, headers, text)] = split_responses(to_client.take())
+    assert got == told
+    assert words in text.decode()
+    assert b"Traceback" not in text
+    assert b"sk-secret" not in text
+    assert (got != 503) or headers["retry-after"] == "2"
+
+
+@pytest.mark.parametrize("answer", [b"[1]", b'"x"', b"", b"{", b"\xff", b'{"usage":5}', b"[" * 100_000])
+def test_an_answer_that_is_no_object_is_a_broken_one(answer: bytes) -> None:
+    with pytest.raises(BrokenStream):
+        usage_of(answer)
