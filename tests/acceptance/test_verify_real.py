@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import tempfile
 from collections.abc import AsyncGenerator
 from contextlib import suppress
@@ -19,7 +18,6 @@ from modelyard.models.catalogue import SMOLLM2, KnowledgeProbe
 from modelyard.records.fingerprint import Fingerprint
 from modelyard.verify import run
 from modelyard.verify.report import explain
-from needs import missing
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
 
@@ -27,20 +25,14 @@ PROGRAM = Path(run.__file__).parents[1] / "programs" / "openvino_server.py"
 CONTEXT_TOKENS = 2048
 
 
-def needed(variable: str, what: str) -> str:
-    return os.environ.get(variable) or missing(f"{variable} does not name {what}")
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def address() -> AsyncGenerator[str]:
+async def address(openvino_python: str, smollm2_gguf: str) -> AsyncGenerator[str]:
     """Where the engine listens once it is ready; one load serves every test of this file."""
-    python = needed("MODELYARD_TEST_OPENVINO_PYTHON", "an interpreter with openvino-genai")
-    model = needed("MODELYARD_TEST_MODEL_GGUF", "the packaged model's file")
     with tempfile.TemporaryDirectory() as folder:
         listen, config = f"unix:{folder}/engine.sock", Path(folder) / "config.json"
-        config.write_text(json.dumps(_configuration(model, listen)))
+        config.write_text(json.dumps(_configuration(smollm2_gguf, listen)))
         process = await asyncio.create_subprocess_exec(
-            python, str(PROGRAM), "--config", str(config), stdout=asyncio.subprocess.PIPE
+            openvino_python, str(PROGRAM), "--config", str(config), stdout=asyncio.subprocess.PIPE
         )
         try:
             async with asyncio.timeout(120):
