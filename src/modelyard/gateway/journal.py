@@ -50,11 +50,10 @@ class JournalWriter:
     def _write_after_tear(self, line: bytes) -> None:
         """Less than a line was written, just now or before: end that line, then write this one whole or not at all."""
         self._torn = True
-        if os.write(self._descriptor, b"\n") == 1:
-            written = os.write(self._descriptor, line)
-            if written != len(line):
+        for part in (b"\n", line):
+            if os.write(self._descriptor, part) != len(part):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._torn = False
+        self._torn = False
 
     def _lost(self, record: RequestRecord, cause: str) -> None:
         self.failed += 1

@@ -36,4 +36,5 @@ def decode(data: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise UnreadableRecord(f"not a {kind.__name__}: {error}") from error
+        name = getattr(kind, "__name__", str(kind))  # a union has none
+        raise UnreadableRecord(f"not a {name}: {error}") from error
