@@ -136,6 +136,8 @@ def openvino_server(folder: Path, chosen: argparse.Namespace) -> Generator[Subje
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32",
         },
         "stall_s": 30.0,
+        "default_temperature": 1.0,
+        "default_top_p": 1.0,
     }
     if chosen.engine_config:
         configuration |= json.loads(chosen.engine_config.read_text())

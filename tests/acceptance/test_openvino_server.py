@@ -77,6 +77,8 @@ def start(python: str, model: str, folder: Path, environment: dict[str, str] | N
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32",
         },
         "stall_s": 20,
+        "default_temperature": 1.0,
+        "default_top_p": 1.0,
         **changes,
     }
     path = folder / "engine.json"
@@ -114,8 +116,9 @@ def server(openvino_python: str, smollm2_gguf: str, tmp_path_factory: pytest.Tem
 
 @pytest.fixture
 def small(openvino_python: str, smollm2_gguf: str, tmp_path: Path) -> Iterator[Running]:
-    """A pool of 20 blocks, one seat, one place in the queue."""
-    running = start(openvino_python, smollm2_gguf, tmp_path, kv_cache_bytes=20 * 437_760, max_sequences=1, max_queued=1)
+    """A pool of 20 blocks, one seat, one place in the queue, and greedy where nothing else is asked."""
+    few = {"kv_cache_bytes": 20 * 437_760, "max_sequences": 1, "max_queued": 1, "default_temperature": 0.0}
+    running = start(openvino_python, smollm2_gguf, tmp_path, **few)
     yield wait_ready(running)
     stop(running)
 
@@ -126,6 +129,16 @@ def say(text: str) -> Any:
 
 def words(count: int, seed: int) -> str:
     return " ".join(f"{seed * 7919 + number}" for number in range(count))
+
+
+def test_the_configured_temperature_holds_where_a_request_names_none(small: Running) -> None:
+    def told(**sampling: float) -> str | None:
+        answer = small.client.chat.completions.create(
+            model="smollm2", messages=say("Tell me a story."), max_tokens=24, seed=7, **sampling
+        )
+        return answer.choices[0].message.content
+
+    assert told() == told(temperature=0) != told(temperature=1.5)
 
 
 @pytest.mark.parametrize("country", CAPITALS)

@@ -72,6 +72,8 @@ def _configuration(model: str, listen: str) -> dict[str, object]:
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32",
         },
         "stall_s": 20,
+        "default_temperature": 1.0,
+        "default_top_p": 1.0,
     }
 
 

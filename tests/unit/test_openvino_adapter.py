@@ -35,7 +35,7 @@ def launched(listen: str = "unix:/run/a.sock", *extra: Setting) -> LaunchSpec:
         artifact=artifact,
         max_in_flight=8,
         context_tokens=4096,
-        settings=(*ENGINE.settings(ROOM, {}), *extra),
+        settings=(*ENGINE.settings(ROOM, {}, {}), *extra),
     )
     return ENGINE.launch(replica, INSTALLED, Addresses(listen=listen, folder="/launch"))
 
@@ -93,7 +93,7 @@ def test_the_engine_inherits_nothing() -> None:
 
 def test_the_fingerprinted_configuration_has_every_setting_and_no_place() -> None:
     effective = launched().effective
-    assert effective.keys() >= {setting.name for setting in ENGINE.settings(ROOM, {})} | {"context_tokens"}
+    assert effective.keys() >= {setting.name for setting in ENGINE.settings(ROOM, {}, {})} | {"context_tokens"}
     assert [value for value in effective.values() if "/" in str(value)] == []
     assert launched("unix:/other").effective == effective
 

@@ -143,6 +143,8 @@ def settings(tmp_path: Path, **changes: Any) -> str:
         "prefix_cache": True,
         "properties": {},
         "stall_s": 20,
+        "default_temperature": 1.0,
+        "default_top_p": 1.0,
         **changes,
     }
     path = tmp_path / "config.json"

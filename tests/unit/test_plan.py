@@ -66,6 +66,16 @@ def test_the_default_plan_gives_every_sequence_its_whole_context() -> None:
     assert replica.setting("kv_cache_bytes") == 8 * 8192 * 13_680
 
 
+def test_what_the_authors_of_a_model_recommend_is_planned_and_the_operator_wins() -> None:
+    advised = msgspec.structs.replace(
+        GGUF, recommended={"default_temperature": 0.2, "default_top_p": 0.9, "other": 1.0}
+    )
+    (replica,) = plan(wanted(settings={"default_top_p": 1}), advised, SMOLLM2, MACHINE, engines()).replicas
+    assert replica.setting("default_temperature") == 0.2
+    assert replica.setting("default_top_p") == 1
+    assert "other" not in {setting.name for setting in replica.settings}
+
+
 def test_kv_bytes_per_token_are_what_the_running_engine_reported() -> None:
     # 100 blocks of 32 tokens were 43,776,000 bytes in u8 (OpenVINO GenAI 2026.4.1, SmolLM2-135M).
     assert predicted(planned(wanted()), "KV cache per token").value == 43_776_000 / 3200

@@ -192,8 +192,12 @@ class OpenVino:
             load_high_s=load_s * _LOAD_HIGH,
         )
 
-    def settings(self, room: Room, overrides: Mapping[str, SettingValue]) -> tuple[Setting, ...]:
+    def settings(
+        self, room: Room, overrides: Mapping[str, SettingValue], recommended: Mapping[str, SettingValue]
+    ) -> tuple[Setting, ...]:
         planned = {setting.name: setting for setting in _planned(room)}
+        for name in planned.keys() & recommended.keys():
+            planned[name] = Setting(name=name, value=recommended[name], reason="the model's authors recommend it")
         for name, value in overrides.items():
             _check(name, value, planned)
             planned[name] = Setting(name=name, value=value, reason="the operator's setting")
@@ -221,6 +225,8 @@ def _planned(room: Room) -> tuple[Setting, ...]:
             reason="the gateway queues; here only a request waits whose predecessor is still giving up its seat",
         ),
         Setting(name="prefix_cache", value=True, reason="a repeated beginning of a prompt is not computed again"),
+        Setting(name="default_temperature", value=1.0, reason="where a request names none: OpenAI's default"),
+        Setting(name="default_top_p", value=1.0, reason="where a request names none: OpenAI's default"),
         Setting(name="stall_s", value=room.hang_timeout_s, reason="the deployment's own bound for a hang"),
         Setting(
             name="INFERENCE_PRECISION_HINT",
@@ -253,7 +259,7 @@ def _check(name: str, value: SettingValue, planned: Mapping[str, Setting]) -> No
             f"{name} is no setting of this engine", f"did you mean {close[0]}?" if close else f"use {ours}"
         )
     wanted = planned[name].value
-    if type(value) is not type(wanted):
+    if type(value) is not type(wanted) and not (type(value) is int and isinstance(wanted, float)):
         raise BadSetting(f"{name} is {value!r}", f"give a value such as {wanted!r}")
     if not isinstance(value, str) and value < _LEAST.get(name, value):
         raise BadSetting(f"{name} is {value!r}", f"it must be at least {_LEAST[name]}")

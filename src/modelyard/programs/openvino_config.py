@@ -19,7 +19,8 @@ class ServerConfig:
     `address` is `unix:/path` or `127.0.0.1:port`. `kv_cache_bytes` bounds the paged KV pool. `max_batched_tokens` is
     the number of prompt tokens computed in one step, the knob between prefill speed and the stall other streams see.
     `context_tokens` bounds prompt plus output of one request. `properties` go to the OpenVINO plugin as they are.
-    `stall_s` is how long requests may wait without a finished step before /health says so.
+    `default_temperature` and `default_top_p` hold where a request names none. `stall_s` is how long requests may wait
+    without a finished step before /health says so.
     """
 
     model_path: str
@@ -34,6 +35,8 @@ class ServerConfig:
     prefix_cache: bool
     properties: dict[str, str]
     stall_s: float
+    default_temperature: float
+    default_top_p: float
 
     @staticmethod
     def load(path: str) -> ServerConfig:
@@ -73,6 +76,9 @@ def _checked(raw: dict[str, Any]) -> ServerConfig:
         raise ConfigError("prefix_cache must be true or false")
     if type(raw["stall_s"]) not in (int, float) or not raw["stall_s"] > 0:
         raise ConfigError("stall_s must be a number above 0")
+    for key, most in (("default_temperature", 2.0), ("default_top_p", 1.0)):
+        if type(raw[key]) not in (int, float) or not 0 <= raw[key] <= most:
+            raise ConfigError(f"{key} must be a number from 0 to {most:g}")
     properties: Any = raw["properties"]
     if not isinstance(properties, dict):
         raise ConfigError("properties must be an object")

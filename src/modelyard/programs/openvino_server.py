@@ -90,6 +90,7 @@ class Stepping(asyncio.Protocol):
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
+        self._default_sampling = {"temperature": config.default_temperature, "top_p": config.default_top_p}
         self._reader = FrameReader()
         self._transport: asyncio.Transport | None = None
         self._last_number = 0
@@ -149,7 +150,7 @@ class Stepping(asyncio.Protocol):
             "id": number,
             **ask.prompt,
             "param": ask.param,
-            "sampling": ask.sampling,
+            "sampling": {**self._default_sampling, **ask.sampling},
             "stop": ask.stop,
             "max_tokens": ask.max_tokens,
             "schema": ask.schema,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from modelyard.records.base import Record
 
 
 class Artifact(Record):
-    """One concrete, hashed set of files. `path` is a file (gguf) or a folder (hf); `sha256` is over the content."""
+    """One concrete, hashed set of files. `path` is a file (gguf) or a folder (huggingface); `sha256` is over the
+    content. `recommended` are engine settings that the model's authors advise."""
 
     name: str
     format: str
@@ -14,6 +17,7 @@ class Artifact(Record):
     sha256: str
     size_bytes: int
     lineage: str
+    recommended: dict[str, float] = msgspec.field(default_factory=dict[str, float])
 
 
 class Setting(Record):
