@@ -8,6 +8,7 @@ no asyncio: there is one shim per replica, so its memory and its start count.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import selectors
 import signal
@@ -158,9 +159,20 @@ class Shim:
         self._log.close()
         launch_files.remove(self._spec, self._spec_path)
         if self._orphaned:
-            # No yard lives that could remove its own socket.
-            with contextlib.suppress(OSError):
-                os.unlink(self._spec.rendezvous)
+            _remove_if_nobody_listens(self._spec.rendezvous)
+
+
+def _remove_if_nobody_listens(path: str) -> None:
+    """Remove the socket of a dead yard, and never that of one which was started meanwhile: it is taken aside, asked,
+    and put back if somebody answers. Whoever dials in that instant finds nothing, and dials again."""
+    aside = f"{path}.{os.getpid()}"
+    with contextlib.suppress(OSError):
+        os.rename(path, aside)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dialled:
+            if dialled.connect_ex(aside) == errno.ECONNREFUSED:
+                os.unlink(aside)
+            else:
+                os.rename(aside, path)
 
 
 def _signal_socket() -> socket.socket:

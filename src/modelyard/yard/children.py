@@ -9,19 +9,21 @@ from dataclasses import dataclass, field
 from typing import IO
 
 BACKOFF_BASE_S = 0.1
-BACKOFF_CAP_S = 5.0
-STEADY_AFTER_S = 30.0
+# Many times as long as a start takes: who lived longer did not die of it, and the next start is at once again.
+STEADY_AFTER_S = 5.0
 
 
 @dataclass(slots=True)
 class Child:
-    """One process by role. `argv` is what to run; `descriptors` are inherited under their own numbers."""
+    """One process by role. `argv` is what to run; `descriptors` are inherited under their own numbers. However often
+    it ends, it is started again within `backoff_cap_s`."""
 
     role: str
     argv: list[str]
     descriptors: tuple[int, ...]
     log: IO[bytes]
     environ: dict[str, str]
+    backoff_cap_s: float
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     start_again_at: float = 0.0
@@ -54,7 +56,7 @@ class Child:
             return
         self.process = None
         self.ends_in_a_row = 1 if now - self.started_at > STEADY_AFTER_S else self.ends_in_a_row + 1
-        most = min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2**self.ends_in_a_row) if self.ends_in_a_row > 1 else 0.0
+        most = min(self.backoff_cap_s, BACKOFF_BASE_S * 2**self.ends_in_a_row) if self.ends_in_a_row > 1 else 0.0
         delay_s = jitter() * most
         self.start_again_at = now + delay_s
         say(f"{self.role} ended ({_words(status)}); starts again in {delay_s:.1f} s")

@@ -26,6 +26,9 @@ from modelyard.yard.children import Child
 
 GATEWAY_DRAIN_S = 32.0
 CONTROL_DRAIN_S = 60.0
+# Clients wait in the gateway's backlog, and it starts in a tenth of a second; engines serve on without control.
+GATEWAY_BACKOFF_S = 1.0
+CONTROL_BACKOFF_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +94,9 @@ class Yard:
         environ = self._settings.children_environ
         gateway_log = held.enter_context((state.logs / "gateway.log").open("ab"))
         control_log = held.enter_context((state.logs / "control.log").open("ab"))
-        self._gateway = Child("gateway", gateway_argv, (public.fileno(), life), gateway_log, environ)
+        self._gateway = Child("gateway", gateway_argv, (public.fileno(), life), gateway_log, environ, GATEWAY_BACKOFF_S)
         descriptors = (admin.fileno(), rendezvous.fileno(), life)
-        self._control = Child("control", control_argv, descriptors, control_log, environ)
+        self._control = Child("control", control_argv, descriptors, control_log, environ, CONTROL_BACKOFF_S)
 
     def _listening(self, public: socket.socket, admin: socket.socket) -> Listening:
         host, port = public.getsockname()[:2]
@@ -148,8 +151,9 @@ class Yard:
 
 
 def _rendezvous(path: Path) -> socket.socket:
-    """The unix socket that shims dial. A file of a dead yard is replaced; we hold the state directory's lock."""
-    path.unlink(missing_ok=True)
+    """The unix socket that shims dial. Files of a dead yard are replaced; we hold the state directory's lock."""
+    for left in (path, *path.parent.glob(f"{path.name}.*")):
+        left.unlink(missing_ok=True)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     # Bound under another name first: whoever dials finds a socket that listens, or none.
     fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
