@@ -82,14 +82,15 @@ async def play(scene: Scene, yard: KilledYard, only: tuple[str, ...], kills: int
     """Run the scene's rows on a yard that was just started."""
 
     def ask_about(dice: random.Random) -> Question:
-        return question(yard, scene, dice)
+        return question(yard, dice.randint(*scene.tokens), dice)
 
     await yard.ready()
     await yard.make_key()
     rows: list[Row] = []
     clients = [Client(yard.port, yard.key, scene.deadline_s) for _ in range(scene.clients)]
     async with Load(clients, ask_about, rng) as load:
-        site = Site(yard, load, ask_about, rng, scene.replicas, scene.strike_after_s, scene.deadline_s)
+        short = question(yard, scene.tokens[0], rng)
+        site = Site(yard, load, short, rng, scene.replicas, scene.strike_after_s, scene.deadline_s)
         for target in scene.rows:
             if target in only:
                 rows.append(await run_row(target, CAMPAIGNS[target], site, kills))
@@ -97,8 +98,8 @@ async def play(scene: Scene, yard: KilledYard, only: tuple[str, ...], kills: int
         return Result(scene, tuple(rows), kills_journal.check(yard.state.journal, load.answers))
 
 
-def question(yard: KilledYard, scene: Scene, dice: random.Random) -> Question:
-    stream, tokens = dice.random() < 0.6, dice.randint(*scene.tokens)
+def question(yard: KilledYard, tokens: int, dice: random.Random) -> Question:
+    stream = dice.random() < 0.6
     message = {"role": "user", "content": f"{dice.choice(PROMPTS)} ({dice.randint(1, 50)})"}
     asked = {"model": yard.deployment, "messages": [message], "max_tokens": tokens, "stream": stream, "temperature": 0}
     is_fake = yard.engine_name == "fake"
@@ -106,8 +107,8 @@ def question(yard: KilledYard, scene: Scene, dice: random.Random) -> Question:
     return Question(json.dumps(asked).encode(), stream, expected)
 
 
-HEAD = f"{'killed':<22} {'replicas':>8} {'kills':>5} {'in flight':>9} {'sent':>6}"
-HEAD += "".join(f" {verdict:>11}" for verdict in VERDICTS)
+COLUMNS = "".join(f" {verdict:>11}" for verdict in VERDICTS)
+HEAD = f"{'killed':<22} {'replicas':>8} {'kills':>5} {'in flight':>9} {'sent':>6}{COLUMNS}"
 
 
 def line_of(row: Row, replicas: int) -> str:
