@@ -292,3 +292,13 @@ def test_an_adopted_replica_that_was_not_routed_is_verified_first() -> None:
     story = Story()
     assert story.tell(Adopted(at=5.0, launch=7, routed=False)) == [ScheduleWake(at=105.0)]
     assert story.probe(6.0, "ok") == [BeginWarmup(launch=7)]
+
+
+def test_a_serving_replica_that_is_refuted_drains_and_stays_closed() -> None:
+    red = Failure(kind="unproved", cause="verification is red: knowledge-1", fix="see the evidence", permanent=True)
+    story = ready()
+    assert story.tell(WarmupFailed(at=10.0, launch=1, failure=red)) == [Unroute(launch=1), ScheduleWake(at=40.0)]
+    assert story.tell(ProbeAnswered(at=11.0, launch=1, health="ok")) == []
+    assert story.tell(Drained(at=12.0, launch=1)) == [Terminate(launch=1, grace_s=5.0)]
+    story.exit(13.0)
+    assert (story.state.phase, story.state.failure) == ("failed", red)

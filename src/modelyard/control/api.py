@@ -9,14 +9,17 @@ from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from modelyard import __version__
 from modelyard.control import showing
 from modelyard.control.fleet import Fleet
 from modelyard.control.key_log import KeyWriter
 from modelyard.control.measurements import Measurements
+from modelyard.control.views import Reloaded
 from modelyard.errors import ModelyardError, NotRunning, UsageError
 from modelyard.records.keys import Scopes
 from modelyard.state import StateDirectory
@@ -47,13 +50,23 @@ def make_app(state: StateDirectory, admin_key: str, fleet: Fleet, keys: KeyWrite
     async def only_loopback(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         host = request.headers.get("host", "")
         if host.rpartition(":")[0] not in LOOPBACK_HOSTS and host not in LOOPBACK_HOSTS:
-            return JSONResponse({"error": {"message": "this host is not served here", "hint": ""}}, 421)
+            return _error(421, "this host is not served here")
         return await call_next(request)
 
     @app.exception_handler(ModelyardError)
     async def refused(_: Request, error: ModelyardError) -> Response:
         status = 404 if isinstance(error, UsageError) else 409 if isinstance(error, NotRunning) else 500
-        return JSONResponse({"error": {"message": error.message, "hint": error.hint}}, status)
+        return _error(status, error.message, error.hint)
+
+    @app.exception_handler(StarletteHTTPException)
+    async def said_no(_: Request, error: StarletteHTTPException) -> Response:
+        headers = {"www-authenticate": "Bearer"} if error.status_code == 401 else {}
+        return _error(error.status_code, str(error.detail), headers=headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def not_understood(_: Request, error: RequestValidationError) -> Response:
+        found = [f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors()]
+        return _error(400, "; ".join(found))
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -69,8 +82,7 @@ def make_app(state: StateDirectory, admin_key: str, fleet: Fleet, keys: KeyWrite
 
     @locked.post("/deployments/{name}/reload")
     async def reload(name: str) -> Response:
-        await fleet.reload(name)
-        return _json({"name": name})
+        return _json(Reloaded(name=name, after_step=await fleet.reload(name)))
 
     @locked.post("/deployments/{name}/restart")
     async def restart(name: str) -> Response:
@@ -114,9 +126,13 @@ def _admin(admin_key: str) -> Callable[[Request], Awaitable[None]]:
     async def demand(request: Request) -> None:
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(secret.encode(), admin_key.encode()):
-            raise HTTPException(401, "the admin key is needed", headers={"www-authenticate": "Bearer"})
+            raise HTTPException(401, "the admin key is needed")
 
     return demand
+
+
+def _error(status: int, message: str, hint: str = "", headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"error": {"message": message, "hint": hint}}, status, headers)
 
 
 def _json(value: object) -> Response:

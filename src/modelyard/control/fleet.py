@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from dataclasses import dataclass
 
 from modelyard.control import wanted as desired
@@ -31,24 +32,34 @@ class Running:
 
 
 class Fleet:
-    """Owned by control's loop; every method runs on it."""
+    """Owned by control's loop; every method runs on it. What changes a deployment waits for the change before it."""
 
     def __init__(self, around: Surroundings, tasks: asyncio.TaskGroup) -> None:
         self.running: dict[str, Running] = {}
         self._around = around
         self._tasks = tasks
         self._loops: dict[ReplicaLoop, asyncio.Task[None]] = {}
+        self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def begin(self) -> None:
         """Take over what an earlier control left running, then start what is wanted and does not run."""
         orphans = self._launch_files()
         for name in desired.names(self._around.state):
-            self._prepare(name, orphans)
+            try:
+                found = desired.load(self._around.state, name)
+            except UnreadableRecord as error:
+                # One damaged file must not keep the other deployments from being served.
+                print(f"error: deployment {name!r} is not served: {error.message}", flush=True)
+                continue
+            if found is not None:
+                self._prepare(found, orphans)
+        self._around.publisher.keep_only(self.running)
         if orphans:
             await asyncio.sleep(ADOPTION_GRACE_S)
-        for running in self.running.values():
+        for running in tuple(self.running.values()):
             for loop in running.replicas.values():
-                await self._start_unless_adopted(loop)
+                self._start_unless_adopted(loop)
+        self._forget_the_dead(orphans)
 
     async def connected(self, connection: ShimConnection) -> None:
         """A shim dialled: its replica's loop listens to it, or nobody wants it any more."""
@@ -59,46 +70,48 @@ class Fleet:
                 return
         await dismiss(connection)
 
-    async def reload(self, name: str) -> None:
-        """Read a deployment's file again: start it, or stop what it was and start what it is now."""
-        running = self.running.get(name)
-        found = desired.load(self._around.state, name)
-        if found is None:
-            raise UsageError(f"there is no deployment {name!r}", hint="modelyard up FILE")
-        if running is not None and running.wanted == found:
+    async def reload(self, name: str) -> int:
+        """Read a deployment's file again: start it, or stop what it was and start what it is now. Returns the number
+        of the last step before that."""
+        async with self._changing[name]:
+            running = self.running.get(name)
+            found = desired.load(self._around.state, name)
+            if found is None:
+                raise UsageError(f"there is no deployment {name!r}", hint="modelyard up FILE")
+            before = running.steps.last if running is not None else 0
+            if running is None or running.wanted != found:
+                if running is not None:
+                    await self._stop(running)
+                running = self._prepare(found, {})
             for loop in running.replicas.values():
                 loop.start()
-            return
-        if running is not None:
-            await self._stop(running)
-        self._prepare(name, {})
-        for loop in self.running[name].replicas.values():
-            loop.start()
+            return before
 
     async def restart(self, name: str) -> None:
-        """End and start every replica of a deployment, also one that has failed."""
-        running = self.get(name)
-        for loop in running.replicas.values():
-            loop.stop()
-            await loop.stopped.wait()
-            loop.start()
+        """End and start every replica of a deployment, one after the other, also one that has failed."""
+        async with self._changing[name]:
+            for loop in self.get(name).replicas.values():
+                loop.stop()
+                await loop.stopped.wait()
+                loop.start()
 
     async def remove(self, name: str) -> None:
         """Stop a deployment and forget that it was wanted."""
-        running = self.get(name)
-        desired.remove(self._around.state, name)
-        await self._stop(running)
-        del self.running[name]
-        self._around.publisher.remove(name)
+        async with self._changing[name]:
+            running = self.get(name)
+            desired.remove(self._around.state, name)
+            await self._stop(running)
+            del self.running[name]
+            self._around.publisher.remove(name)
 
     async def prove_again(self, name: str) -> Report:
-        """Ask every check of a serving replica once more."""
+        """Ask every check of a serving replica once more; a red one closes its route and ends it."""
         running = self.get(name)
         for loop in running.replicas.values():
             launch = loop.launch
             if loop.state.phase == "ready" and launch is not None:
                 around = self._around
-                return await prove(
+                report = await prove(
                     running.wanted,
                     loop.plan,
                     loop.engine,
@@ -109,6 +122,9 @@ class Fleet:
                     steps=running.steps,
                     afresh=True,
                 )
+                if not report.green:
+                    await loop.refute(launch, report)
+                return report
         raise NotRunning(f"no replica of {name!r} is ready", hint=f"modelyard status {name}")
 
     async def stop_all(self) -> None:
@@ -126,28 +142,34 @@ class Fleet:
             raise UsageError(f"there is no deployment {name!r}", hint="modelyard status")
         return running
 
-    def _prepare(self, name: str, orphans: dict[str, ShimSpec]) -> None:
-        wanted = desired.load(self._around.state, name)
-        assert wanted is not None
+    def _prepare(self, wanted: Wanted, orphans: dict[str, ShimSpec]) -> Running:
+        name = wanted.name
         known = self.running.get(name)
         steps = known.steps if known is not None else Steps(self._around.clock)
         replicas = {plan.name: ReplicaLoop(wanted, plan, self._around, steps) for plan in wanted.plan.replicas}
-        self.running[name] = Running(wanted, steps, replicas)
+        running = self.running[name] = Running(wanted, steps, replicas)
         self._around.publisher.want(wanted)
         for loop in replicas.values():
-            if (orphan := orphans.get(loop.plan.name)) is not None:
-                published = self._around.publisher.published(name, loop.plan.name)
-                loop.adopt(orphan, routed=published is not None and published.launch == orphan.launch)
+            self._adopt_or_unroute(loop, orphans.get(loop.plan.name))
             self._loops[loop] = self._tasks.create_task(loop.run())
+        return running
 
-    async def _start_unless_adopted(self, loop: ReplicaLoop) -> None:
-        launch = loop.launch
-        if launch is not None and launch.connection is None:
-            loop.abandon()
-        elif launch is None:
-            if self._around.publisher.published(loop.wanted.name, loop.plan.name) is not None:
-                self._around.publisher.unroute(loop.wanted.name, loop.plan.name, "it is starting")
+    def _adopt_or_unroute(self, loop: ReplicaLoop, orphan: ShimSpec | None) -> None:
+        """An engine that runs what is wanted goes on; a route to anything else is closed."""
+        publisher, name = self._around.publisher, loop.wanted.name
+        published = publisher.published(name, loop.plan.name)
+        routed = published is not None and orphan is not None and published.launch == orphan.launch
+        if orphan is not None and loop.is_as_planned(orphan):
+            loop.adopt(orphan, routed=routed)
+            if routed:
+                return
+        publisher.unroute(name, loop.plan.name, "it is starting")
+
+    def _start_unless_adopted(self, loop: ReplicaLoop) -> None:
+        if loop.launch is None:
             loop.start()
+        elif loop.launch.connection is None:
+            loop.abandon()
 
     async def _stop(self, running: Running) -> None:
         for loop in running.replicas.values():
@@ -168,6 +190,18 @@ class Fleet:
                 shims.forget(self._around.state, found[spec.replica].replica, found[spec.replica].launch)
             found[spec.replica] = spec
         return found
+
+    def _forget_the_dead(self, orphans: dict[str, ShimSpec]) -> None:
+        """What a launch left on disk that nobody adopted: its shim did not dial, or was sent away."""
+        adopted = {
+            (loop.plan.name, str(loop.launch.number))
+            for running in self.running.values()
+            for loop in running.replicas.values()
+            if loop.launch is not None
+        }
+        for orphan in orphans.values():
+            if (orphan.replica, orphan.launch) not in adopted:
+                shims.forget(self._around.state, orphan.replica, orphan.launch)
 
     def close(self) -> None:
         """End the loops; their engines are gone or live on without this control."""

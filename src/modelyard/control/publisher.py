@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from msgspec.structs import replace
 
 from modelyard.control.wanted import Wanted
@@ -70,6 +72,11 @@ class Publisher:
         known = self._deployments.get(deployment)
         if known is not None and not known.open and known.reason != reason:
             self._publish(replace(known, reason=reason))
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Withdraw every deployment that is not among `names`."""
+        for name in self._deployments.keys() - set(names):
+            self.remove(name)
 
     def remove(self, deployment: str) -> None:
         if self._deployments.pop(deployment, None) is not None:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, assert_never
 
 from modelyard.clock import Clock
@@ -55,6 +56,7 @@ from modelyard.node.shims import ShimConnection, ShimLost
 from modelyard.records.plan import ReplicaPlan
 from modelyard.records.topology import Replica
 from modelyard.state import StateDirectory
+from modelyard.verify.report import Report as Proof
 
 PROBE_WHILE_LOADING_S = 0.1
 PROBE_WHILE_DRAINING_S = 0.2
@@ -133,6 +135,21 @@ class ReplicaLoop:
         if self.launch is not None:
             self._give_up_shim(self.launch)
 
+    def is_as_planned(self, orphan: ShimSpec) -> bool:
+        """Whether a launch of an earlier control runs what is wanted now."""
+        spec = self._launch_spec(int(orphan.launch))
+        return (spec.argv, spec.effective, spec.address) == (
+            orphan.spec.argv,
+            orphan.spec.effective,
+            orphan.spec.address,
+        )
+
+    async def refute(self, launch: Launch, report: Proof) -> None:
+        """A launch is not what its plan claims."""
+        # An engine that died under the checks is not a wrong one: its exit, already on the way, decides then.
+        await asyncio.sleep(UNROUTED_FOR_SURE_S)
+        self.tell(WarmupFailed(at=self._now(), launch=launch.number, failure=red_failure(report)))
+
     async def serve_shim(self, connection: ShimConnection) -> None:
         """Listen to the shim of the current launch until it hangs up."""
         launch = self.launch
@@ -192,15 +209,13 @@ class ReplicaLoop:
 
     def _spawn(self, number: int) -> None:
         around = self._around
-        folder = around.state.launches / f"{self.plan.name}-{number}"
-        listen = f"unix:{around.state.sockets / f'{self.plan.name}-{number}.sock'}"
-        spec = self.engine.launch(self.plan, self.wanted.install, Addresses(listen=listen, folder=str(folder)))
+        spec = self._launch_spec(number)
         self._policy = policy_of(self.plan, spec)
         self.launch = launch = Launch(number, spec)
         shim = ShimSpec(
             replica=self.plan.name,
             launch=str(number),
-            folder=str(folder),
+            folder=str(self._folder(number)),
             spec=spec,
             rendezvous=around.rendezvous,
             lease=str(around.state.lease),
@@ -214,6 +229,14 @@ class ReplicaLoop:
             self._tell_exit(launch, Failure(kind="crashed", cause=error.message, fix=error.hint, permanent=False), ())
             return
         ended.add_done_callback(lambda _: self._give_up_shim(launch))
+
+    def _launch_spec(self, number: int) -> LaunchSpec:
+        listen = f"unix:{self._around.state.sockets / f'{self.plan.name}-{number}.sock'}"
+        where = Addresses(listen=listen, folder=str(self._folder(number)))
+        return self.engine.launch(self.plan, self.wanted.install, where)
+
+    def _folder(self, number: int) -> Path:
+        return self._around.state.launches / f"{self.plan.name}-{number}"
 
     def _prove(self) -> None:
         launch = self.launch
@@ -235,10 +258,8 @@ class ReplicaLoop:
         )
         if report.green:
             self.tell(Warmed(at=self._now(), launch=launch.number))
-            return
-        # An engine that died under the checks is not a wrong one: its exit, already on the way, decides then.
-        await asyncio.sleep(UNROUTED_FOR_SURE_S)
-        self.tell(WarmupFailed(at=self._now(), launch=launch.number, failure=red_failure(report)))
+        else:
+            await self.refute(launch, report)
 
     def _route(self) -> None:
         launch = self.launch

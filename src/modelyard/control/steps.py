@@ -27,7 +27,13 @@ class Steps:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._steps: deque[Step] = deque(maxlen=KEPT)
-        self._number = 0
+        # Numbers rise over restarts of control too: who watches asks for what came after the last one he saw.
+        self._number = int(clock.wall() * 1000)
+
+    @property
+    def last(self) -> int:
+        """The number of the newest step."""
+        return self._number
 
     def add(self, kind: str, text: str, *, replica: str = "", ok: bool = True) -> None:
         self._number += 1

@@ -34,3 +34,10 @@ class DeploymentView(Record, kw_only=True):
     replicas: tuple[ReplicaView, ...]
     evidence: tuple[Evidence, ...]
     steps: tuple[Step, ...]
+
+
+class Reloaded(Record, kw_only=True):
+    """The answer to a reload: what happens from now on stands after step number `after_step`."""
+
+    name: str
+    after_step: int

@@ -131,7 +131,8 @@ class Warmed(Record, tag=True):
 
 
 class WarmupFailed(Record, tag=True):
-    """Warm-up or verification is red: the launch ends. A permanent failure is final."""
+    """Warm-up or verification is red: the launch ends, after a drain where it was serving. A permanent failure is
+    final."""
 
     at: float
     launch: int

@@ -70,8 +70,8 @@ def transition(state: ReplicaState, event: Event, policy: LifePolicy) -> Outcome
             return _work_seen(state, event, policy)
         case Warmed(at=at):
             return _warmed(state, at)
-        case WarmupFailed(failure=failure):
-            return _warmup_failed(state, failure, policy)
+        case WarmupFailed():
+            return _warmup_failed(state, event, policy)
         case Drained():
             return _terminate(state, policy) if state.phase == "draining" else (state, ())
         case Exited():
@@ -189,10 +189,12 @@ def _route_if_ready(state: ReplicaState) -> Outcome:
     return replace(state, routed=True), (Route(launch=state.launch), Report(text="ready"))
 
 
-def _warmup_failed(state: ReplicaState, failure: Failure, policy: LifePolicy) -> Outcome:
-    if state.phase != "warming":
-        return state, ()
-    return _terminate(replace(state, phase="draining", condemned=failure), policy)
+def _warmup_failed(state: ReplicaState, event: WarmupFailed, policy: LifePolicy) -> Outcome:
+    if state.phase == "warming":
+        return _terminate(replace(state, phase="draining", condemned=event.failure), policy)
+    if state.phase == "ready":
+        return _drain(replace(state, condemned=event.failure), event.at, policy)
+    return state, ()
 
 
 def _stop_asked(state: ReplicaState, at: float, policy: LifePolicy) -> Outcome:
@@ -202,8 +204,12 @@ def _stop_asked(state: ReplicaState, at: float, policy: LifePolicy) -> Outcome:
         return _terminate(replace(state, stopping=True), policy)
     if state.phase != "ready":
         return _terminate(replace(state, phase="draining", stopping=True), policy)
+    return _drain(replace(state, stopping=True), at, policy)
+
+
+def _drain(state: ReplicaState, at: float, policy: LifePolicy) -> Outcome:
     deadline_at = at + policy.drain_timeout_s
-    draining = replace(state, phase="draining", stopping=True, routed=False, deadline_at=deadline_at)
+    draining = replace(state, phase="draining", routed=False, deadline_at=deadline_at)
     return draining, (*_unroute(state), ScheduleWake(at=deadline_at))
 
 
