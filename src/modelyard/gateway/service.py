@@ -13,6 +13,7 @@ from modelyard.errors import UsageError
 from modelyard.gateway.admission import Admission
 from modelyard.gateway.client import ClientConnection, Connections
 from modelyard.gateway.keyring import KeyLog
+from modelyard.gateway.upstream import parse_address
 from modelyard.gateway.worker import Worker
 from modelyard.records.base import UnreadableRecord, decode
 from modelyard.records.topology import Deployment, Topology
@@ -36,7 +37,11 @@ class Service:
     # What changes from outside.
 
     def apply(self, topology: Topology) -> None:
-        """Take in a new topology; requests in flight keep the seats that they have."""
+        """Take in a new topology; requests in flight keep the seats that they have. Raises UsageError, with nothing
+        changed, where an engine's address is none."""
+        for deployment in topology.deployments:
+            for replica in deployment.replicas:
+                parse_address(replica.address)
         wanted = {deployment.name: deployment for deployment in topology.deployments}
         for name in self.worker.admissions.keys() - wanted.keys():
             closed = msgspec.structs.replace(
