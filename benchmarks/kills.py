@@ -11,7 +11,10 @@ answer that a client received to its end stands in the journal exactly once.
                    the replica is ready again within its load time + 5 s
     control        no request fails; the engines are the same processes as before
     gateway        sockets are reset within 1 s, a new connection is answered within 2 s, the engines are free in 2 s
-    yard           after 5 s no process, port or socket is left; the same start serves again
+    yard           after 5 s no process, port or socket is left; the same start serves again (also before they are over)
+
+An engine that is stopped (SIGSTOP), and so there but silent, is replaced; that takes its probes half a minute, so it is
+done for a fifth of the kills.
 
 With FakeEngines the engines are one and two replicas; `real` serves a model of the catalogue by `modelyard up`, with
 what is installed and fetched already in the state directory MODELYARD_STATE_CACHE (or the usual one). Five starts in
@@ -93,7 +96,8 @@ async def play(scene: Scene, yard: KilledYard, only: tuple[str, ...], kills: int
         site = Site(yard, load, short, rng, scene.replicas, scene.strike_after_s, scene.deadline_s)
         for target in scene.rows:
             if target in only:
-                rows.append(await run_row(target, CAMPAIGNS[target], site, kills))
+                wanted = max(kills // 5, 1) if target == "engine stopped" else kills
+                rows.append(await run_row(target, CAMPAIGNS[target], site, wanted))
                 print(line_of(rows[-1], scene.replicas), flush=True)
         return Result(scene, tuple(rows), kills_journal.check(yard.state.journal, load.answers))
 

@@ -15,6 +15,7 @@ from benchmarks import kills_processes
 from benchmarks.kills_client import Answer, Client, Load, Question, until
 from benchmarks.kills_processes import Process
 from benchmarks.kills_yard import KilledYard, RunningEngine
+from benchmarks.subjects import CannotMeasure
 
 RECOVERED_AFTER_LOAD_S = 5.0
 RESET_WITHIN_S = 1.0
@@ -76,8 +77,14 @@ class Site:
 
     async def fresh_history(self, row: Row) -> None:
         if row.kills and row.kills % KILLS_PER_HISTORY == 0:
-            await self.calm()
-            await self.yard.restart_replicas()
+            await self.restart()
+
+    async def restart(self) -> None:
+        """Every replica anew, and the gateway knows it."""
+        await self.calm()
+        self.load_s = await self.yard.restart_replicas()
+        if await until(self.is_answered, RECOVERED_AFTER_LOAD_S, every_s=0.1) is None:
+            raise CannotMeasure("no question is answered after a restart")
 
     def strike(self, row: Row, victims: tuple[Process, ...], number: int = signal.SIGKILL) -> float:
         """Signal them now; the moment."""
@@ -86,6 +93,9 @@ class Site:
         for victim in victims:
             os.kill(victim.pid, number)
         return time.monotonic()
+
+    async def is_answered(self) -> bool:
+        return (await self.probe()).verdict == "whole"
 
     async def probe(self) -> Answer:
         """One short question over a fresh connection."""
@@ -103,7 +113,7 @@ Campaign = Callable[[Site, Row], Awaitable[None]]
 
 async def run_row(target: str, campaign: Campaign, site: Site, kills: int) -> Row:
     """All kills of one target, after a restart that shows how long a replica takes to load."""
-    site.load_s = await site.yard.restart_replicas()
+    await site.restart()
     row, first = Row(target), len(site.load.answers)
     while row.kills < kills:
         await campaign(site, row)
@@ -177,9 +187,9 @@ async def _replaced(site: Site, row: Row, victim: RunningEngine, at: float, with
 
 async def kill_control(site: Site, row: Row) -> None:
     """No request fails; the next control adopts every engine as it is."""
-    await site.under_load()
     before = _by_replica(site.yard.engines())
     with no_failed_request(site, row):
+        await site.under_load()
         victim = site.yard.child("control")
         at = site.strike(row, (victim,))
         await until(lambda: not victim.lives, GONE_WITHIN_S)
@@ -266,16 +276,12 @@ def _remains(site: Site, recorded: frozenset[Process], ports: frozenset[int]) ->
 async def _serves_again(site: Site, row: Row) -> None:
     began = time.monotonic()
     site.yard.start()
-
-    async def is_answered() -> bool:
-        answer = await site.probe()
-        if answer.verdict not in ("whole", "unavailable"):
-            row.wrong(f"a question after the start: {answer.verdict} {answer.detail}")
-        return answer.verdict == "whole"
-
-    bound_s = site.load_s + 2 * RECOVERED_AFTER_LOAD_S
-    is_serving = await until(is_answered, bound_s, every_s=0.1)
+    started_at, bound_s = time.monotonic(), site.load_s + 2 * RECOVERED_AFTER_LOAD_S
+    is_serving = await until(site.is_answered, bound_s, every_s=0.1)
     row.within("serves again", None if is_serving is None else time.monotonic() - began, bound_s)
+    for answer in site.load.answers:
+        if answer.sent_at > started_at and answer.verdict not in ("whole", "unavailable"):
+            row.wrong(f"a question after the start: {answer.verdict} {answer.detail}")
     await site.yard.ready()
     if not site.yard.state.rendezvous.is_socket():
         row.wrong("the shims' socket is not there after the start")
