@@ -94,23 +94,19 @@ class Admission:
         while self.queue and self.queue[0].deadline <= now:
             self.queue.popleft().waiter.not_seated(f"waited {self.deployment.queue_timeout_s:g} s for a free replica")
 
-    def _candidates(self) -> tuple[Candidate, ...]:
-        # A list first: a generator costs twice as much, and this runs for every request.
-        return tuple(
-            [
-                Candidate(replica=name, in_flight=one.in_flight, max_in_flight=one.replica.max_in_flight)
-                for name, one in self.seats.items()
-                if not one.replica.draining
-            ]
-        )
-
     def _free(self) -> bool:
         return any(
             one.in_flight < one.replica.max_in_flight and not one.replica.draining for one in self.seats.values()
         )
 
     def _seat(self, waiter: Waiter) -> bool:
-        decision = choose(self._candidates(), self.turns)
+        # A list first: a generator costs twice as much, and this runs for every request.
+        candidates = [
+            Candidate(replica=name, in_flight=one.in_flight, max_in_flight=one.replica.max_in_flight)
+            for name, one in self.seats.items()
+            if not one.replica.draining
+        ]
+        decision = choose(tuple(candidates), self.turns)
         if decision.replica is None:
             return False
         self.turns += 1

@@ -327,6 +327,8 @@ class ClientConnection(asyncio.Protocol):
                 self._linger(transport)
             else:
                 transport.close()
+        elif not self._waiting and self.receiving is None and not self.paused and not self._deaf:
+            self.deadline = now() + self._wire.idle_timeout_s
         elif not self._serving:
             self._rest()
 

@@ -145,10 +145,12 @@ class CompletionCall(Call, kw_only=True):
 
 
 AnyCall = ChatCall | CompletionCall
+_convert = msgspec.convert
 _CALLS: dict[str, tuple[type[AnyCall], frozenset[str]]] = {
     "/v1/chat/completions": (ChatCall, frozenset(ChatCall.__struct_fields__)),
     "/v1/completions": (CompletionCall, frozenset(CompletionCall.__struct_fields__)),
 }
+_NOTHING: frozenset[str] = frozenset()
 _WITH_USAGE = {"include_usage": True}
 # "Expected `int` >= 1 - at `$.max_tokens`", "Object missing required field `model`"
 _AT = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<field>\w*)(?P<rest>.*)`)?$", re.DOTALL)
@@ -171,12 +173,13 @@ def parse(body: bytes, endpoint: str, limits: FieldLimits = FIELDS) -> Parsed:
     fields, compact = parse_object(body, limits)
     kind, known = _CALLS[endpoint]
     try:
-        call = msgspec.convert(fields, kind)
+        call = _convert(fields, kind)
     except msgspec.ValidationError as error:
         raise _explained(error) from None
     if (problem := call.problem()) is not None:
         raise invalid(f"{problem[0]} {problem[1]}", problem[0])
-    return Parsed(fields, compact, call, fields.keys() - known)
+    stripped = _NOTHING if known.issuperset(fields) else fields.keys() - known
+    return Parsed(fields, compact, call, stripped)
 
 
 def upstream_body(parsed: Parsed, deployment: Deployment) -> bytes:

@@ -13,10 +13,12 @@ Outcome = Literal[
 UsageSource = Literal["engine", "estimated", "none"]
 
 
-class RequestRecord(Record, tag_field="schema", tag="request/v1"):
+class RequestRecord(Record, tag_field="schema", tag="request/v1", kw_only=False):
     """Times: `at` is Unix seconds of the first byte; the others are seconds since then (0 where it never came to it).
     `status` is what the client was told. Tokens come from the engine's own count (`usage_source` engine), or from the
-    number of relayed events (estimated). `worker` and `sequence` name the record; `replica` and `launch` the engine."""
+    number of relayed events (estimated). `worker` and `sequence` name the record; `replica` and `launch` the engine.
+
+    The gateway fills it by position, for every request: 24 keywords cost msgspec 1 µs, 24 positions 0.15."""
 
     request_id: str
     worker: str
