@@ -42,7 +42,7 @@ from statistics import median
 from benchmarks import kills_journal, processes
 from benchmarks.kills_client import VERDICTS, Client, Load, Question, counts_of
 from benchmarks.kills_journal import JournalCheck
-from benchmarks.kills_rows import CAMPAIGNS, Row, Site, run_row
+from benchmarks.kills_rows import CAMPAIGNS, PROMISED, Bounds, Row, Site, run_row
 from benchmarks.kills_yard import KilledYard, fake_yard, real_yard
 from benchmarks.subjects import CannotMeasure, end_children_on_sigterm
 from modelyard import settings
@@ -62,6 +62,7 @@ class Scene:
     tokens: tuple[int, int]
     strike_after_s: tuple[float, float]
     deadline_s: float
+    bounds: Bounds = PROMISED
 
 
 FAKE_SCENES = (
@@ -93,7 +94,7 @@ async def play(scene: Scene, yard: KilledYard, only: tuple[str, ...], kills: int
     clients = [Client(yard.port, yard.key, scene.deadline_s) for _ in range(scene.clients)]
     async with Load(clients, ask_about, rng) as load:
         short = question(yard, scene.tokens[0], rng)
-        site = Site(yard, load, short, rng, scene.replicas, scene.strike_after_s, scene.deadline_s)
+        site = Site(yard, load, short, rng, scene.replicas, scene.strike_after_s, scene.deadline_s, scene.bounds)
         for target in scene.rows:
             if target in only:
                 wanted = max(kills // 5, 1) if target == "engine stopped" else kills

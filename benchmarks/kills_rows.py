@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from benchmarks import kills_processes
 from benchmarks.kills_client import Answer, Client, Load, Question, until
@@ -17,16 +17,30 @@ from benchmarks.kills_processes import Process
 from benchmarks.kills_yard import KilledYard, RunningEngine
 from benchmarks.subjects import CannotMeasure
 
-RECOVERED_AFTER_LOAD_S = 5.0
-RESET_WITHIN_S = 1.0
-ANSWERING_WITHIN_S = 2.0
-FREED_WITHIN_S = 2.0
-GONE_WITHIN_S = 5.0
 # A shim that does not dial a new control within three seconds is given up: only after them is an adoption final.
 ADOPTED_FOR_SURE_S = 3.5
 # Five starts in ten minutes are a crash loop, and a replica in one is not started again: right for a service, and the
 # end of a campaign. An operator's restart begins a new history; the campaign asks for one between groups of four.
 KILLS_PER_HISTORY = 4
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What is promised, in seconds after the kill; `recovered_s` comes on top of the time that an engine loads."""
+
+    recovered_s: float = 5.0
+    reset_s: float = 1.0
+    answering_s: float = 2.0
+    freed_s: float = 2.0
+    gone_s: float = 5.0
+    replaced_after_stop_s: float = 60.0
+
+    def times(self, factor: float) -> Bounds:
+        """For tests, which run beside anything else and are not about speed."""
+        return Bounds(*(getattr(self, one.name) * factor for one in fields(self)))
+
+
+PROMISED = Bounds()
 
 
 @dataclass
@@ -63,7 +77,12 @@ class Site:
     replicas: int
     strike_after_s: tuple[float, float]
     deadline_s: float
+    bounds: Bounds
     load_s: float = 0.0
+
+    @property
+    def ready_again_s(self) -> float:
+        return self.load_s + self.bounds.recovered_s
 
     async def under_load(self) -> None:
         """Some time later, with requests in flight."""
@@ -83,7 +102,7 @@ class Site:
         """Every replica anew, and the gateway knows it."""
         await self.calm()
         self.load_s = await self.yard.restart_replicas()
-        if await until(self.is_answered, RECOVERED_AFTER_LOAD_S, every_s=0.1) is None:
+        if await until(self.is_answered, self.bounds.recovered_s, every_s=0.1) is None:
             raise CannotMeasure("no question is answered after a restart")
 
     def strike(self, row: Row, victims: tuple[Process, ...], number: int = signal.SIGKILL) -> float:
@@ -139,10 +158,10 @@ def check_resets(site: Site, row: Row, first: int, at: float) -> None:
     """Only connections that were open at the kill may be reset, and soon."""
     resets = [answer for answer in site.load.answers[first:] if answer.verdict == "reset"]
     for answer in resets:
-        if answer.opened_at > at or answer.sent_at > at + RESET_WITHIN_S:
+        if answer.opened_at > at or answer.sent_at > at + site.bounds.reset_s:
             row.wrong(f"a request after the kill was reset: {answer.detail}")
     if resets:
-        row.within("reset", max(answer.ended_at for answer in resets) - at, RESET_WITHIN_S)
+        row.within("reset", max(answer.ended_at for answer in resets) - at, site.bounds.reset_s)
 
 
 async def kill_engine(site: Site, row: Row) -> None:
@@ -151,7 +170,7 @@ async def kill_engine(site: Site, row: Row) -> None:
     await site.under_load()
     victim = site.rng.choice(site.yard.engines())
     at = site.strike(row, (site.rng.choice(victim.members),))
-    await _replaced(site, row, victim, at, site.load_s + RECOVERED_AFTER_LOAD_S)
+    await _replaced(site, row, victim, at, site.ready_again_s)
 
 
 async def kill_shim(site: Site, row: Row) -> None:
@@ -160,8 +179,10 @@ async def kill_shim(site: Site, row: Row) -> None:
     await site.under_load()
     victim = site.rng.choice(site.yard.engines())
     at = site.strike(row, (victim.shim,))
-    row.within("engine gone", await until(lambda: not _any_lives(victim.members), GONE_WITHIN_S), RESET_WITHIN_S)
-    await _replaced(site, row, victim, at, site.load_s + RECOVERED_AFTER_LOAD_S)
+    row.within(
+        "engine gone", await until(lambda: not _any_lives(victim.members), site.bounds.gone_s), site.bounds.reset_s
+    )
+    await _replaced(site, row, victim, at, site.ready_again_s)
 
 
 async def stop_engine(site: Site, row: Row) -> None:
@@ -170,7 +191,7 @@ async def stop_engine(site: Site, row: Row) -> None:
     await site.under_load()
     victim = site.rng.choice(site.yard.engines())
     at = site.strike(row, victim.members, signal.SIGSTOP)
-    await _replaced(site, row, victim, at, 60.0)
+    await _replaced(site, row, victim, at, site.bounds.replaced_after_stop_s)
 
 
 async def _replaced(site: Site, row: Row, victim: RunningEngine, at: float, within_s: float) -> None:
@@ -192,9 +213,9 @@ async def kill_control(site: Site, row: Row) -> None:
         await site.under_load()
         victim = site.yard.child("control")
         at = site.strike(row, (victim,))
-        await until(lambda: not victim.lives, GONE_WITHIN_S)
+        await until(lambda: not victim.lives, site.bounds.gone_s)
         await site.yard.ready()
-        row.within("adopted", time.monotonic() - at, RECOVERED_AFTER_LOAD_S)
+        row.within("adopted", time.monotonic() - at, site.bounds.recovered_s)
         if row.kills % KILLS_PER_HISTORY == 1:
             await asyncio.sleep(ADOPTED_FOR_SURE_S)
             await site.yard.ready()
@@ -213,15 +234,15 @@ async def kill_gateway(site: Site, row: Row) -> None:
     answer = await site.probe()
     if answer.verdict != "whole":
         row.wrong(f"the first new connection: {answer.verdict} {answer.detail}")
-    row.within("answering", answer.ended_at - at, ANSWERING_WITHIN_S)
+    row.within("answering", answer.ended_at - at, site.bounds.answering_s)
     await site.load.quiet()
     check_resets(site, row, first, at)
 
     async def is_idle() -> bool:
         return await site.yard.running_requests() == 0
 
-    is_freed = await until(is_idle, FREED_WITHIN_S)
-    row.within("engine freed", None if is_freed is None else time.monotonic() - at, FREED_WITHIN_S)
+    is_freed = await until(is_idle, site.bounds.freed_s)
+    row.within("engine freed", None if is_freed is None else time.monotonic() - at, site.bounds.freed_s)
     await site.yard.ready()
 
 
@@ -233,10 +254,10 @@ async def kill_yard(site: Site, row: Row) -> None:
     def is_gone() -> bool:
         return not _remains(site, recorded, ports)
 
-    is_clean = await until(is_gone, at + GONE_WITHIN_S - time.monotonic())
-    row.within("nothing left", None if is_clean is None else time.monotonic() - at, GONE_WITHIN_S)
+    is_clean = await until(is_gone, at + site.bounds.gone_s - time.monotonic())
+    row.within("nothing left", None if is_clean is None else time.monotonic() - at, site.bounds.gone_s)
     for what in _remains(site, recorded, ports):
-        row.wrong(f"left after {GONE_WITHIN_S:g} s: {what}")
+        row.wrong(f"left after {site.bounds.gone_s:g} s: {what}")
     await _serves_again(site, row)
 
 
@@ -244,7 +265,7 @@ async def kill_yard_and_start(site: Site, row: Row) -> None:
     """Started again before the lease has run out: what still lives is taken over or gone, never doubled."""
     await site.under_load()
     await _kill_yard(site, row)
-    await asyncio.sleep(site.rng.uniform(0.0, GONE_WITHIN_S))
+    await asyncio.sleep(site.rng.uniform(0.0, PROMISED.gone_s))
     await _serves_again(site, row)
 
 
@@ -276,7 +297,7 @@ def _remains(site: Site, recorded: frozenset[Process], ports: frozenset[int]) ->
 async def _serves_again(site: Site, row: Row) -> None:
     began = time.monotonic()
     site.yard.start()
-    started_at, bound_s = time.monotonic(), site.load_s + 2 * RECOVERED_AFTER_LOAD_S
+    started_at, bound_s = time.monotonic(), site.ready_again_s + site.bounds.recovered_s
     is_serving = await until(site.is_answered, bound_s, every_s=0.1)
     row.within("serves again", None if is_serving is None else time.monotonic() - began, bound_s)
     for answer in site.load.answers:

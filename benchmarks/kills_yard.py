@@ -18,7 +18,6 @@ from benchmarks.kills_client import until
 from benchmarks.kills_processes import Process
 from benchmarks.subjects import CannotMeasure, free_port
 from modelyard.cli.admin import Admin, listening
-from modelyard.cli.starting import StartedYard, start_yard
 from modelyard.control import wanted
 from modelyard.engines.contract import Installed
 from modelyard.engines.registry import engine
@@ -27,7 +26,6 @@ from modelyard.node.shim_wire import ShimSpec
 from modelyard.records.base import UnreadableRecord, decode
 from modelyard.records.plan import Artifact, Plan, ReplicaPlan, Setting
 from modelyard.records.topology import Replica, Topology
-from modelyard.spec.deployment import Gateway
 from modelyard.state import StateDirectory, open_state
 
 READY_WITHIN_S = 180.0
@@ -51,10 +49,10 @@ class RunningEngine:
 class KilledYard:
     """A yard that may be killed and started again. `deployment` is the public name that it serves."""
 
-    def __init__(self, state: StateDirectory, deployment: str, port: int, started: StartedYard | None) -> None:
+    def __init__(self, state: StateDirectory, deployment: str, port: int) -> None:
         self.state, self.deployment, self.port = state, deployment, port
         self.key = self.engine_name = ""
-        self._started = started
+        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def pid(self) -> int:
@@ -64,7 +62,24 @@ class KilledYard:
         return found.pid
 
     def start(self) -> None:
-        self._started = start_yard(self.state, Gateway(port=self.port), insecure=False, detached=True)
+        """Raises CannotMeasure where it does not listen."""
+        outcome, told = os.pipe()
+        argv = [sys.executable, "-I", "-m", "modelyard.yard", "--port", str(self.port), "--outcome-fd", str(told)]
+        with (self.state.logs / "yard.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[told],
+                start_new_session=True,
+                env={**os.environ, "MODELYARD_STATE": str(self.state.root)},
+            )
+        os.close(told)
+        with os.fdopen(outcome, "rb") as pipe:
+            line = pipe.readline()
+        if b'"listening/' not in line:
+            raise CannotMeasure(f"the yard does not start: {line.decode()}")
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
@@ -82,9 +97,9 @@ class KilledYard:
         self._reap()
 
     def _reap(self) -> None:
-        if self._started is not None:
-            self._started.process.wait(STOP_WITHIN_S)
-            self._started = None
+        if self._process is not None:
+            self._process.wait(STOP_WITHIN_S)
+            self._process = None
 
     # What control says.
 
@@ -216,7 +231,7 @@ def fake_yard(folder: Path, replicas: int, knobs: dict[str, float | int | str | 
     """A yard that serves FakeEngines; ended with the block."""
     state = open_state(folder)
     wanted.save(state, fake_wanted(replicas, knobs))
-    yard = KilledYard(state, "fake", free_port(), None)
+    yard = KilledYard(state, "fake", free_port())
     yard.start()
     try:
         yield yard
@@ -234,7 +249,7 @@ def real_yard(folder: Path, cache: Path, model: str) -> Generator[KilledYard]:
             (folder / name).symlink_to(cache / name)
     state, port = open_state(folder), free_port()
     command = [sys.executable, "-m", "modelyard", "up", model, "--detach", "--port", str(port)]
-    yard = KilledYard(state, model, port, None)
+    yard = KilledYard(state, model, port)
     try:
         done = subprocess.run(
             command, env={**os.environ, "MODELYARD_STATE": str(folder)}, capture_output=True, text=True, timeout=900

@@ -1,0 +1,167 @@
+"""The kill campaigns in short: a whole yard with FakeEngines under load, each of its processes killed twice.
+
+Bounds in seconds are the benchmark's to hold; here they are many times as long."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks import kills_processes
+from benchmarks.kills import FAKE_KNOBS, Scene, play
+from benchmarks.kills_client import Answer, Question, Verdict, counts_of, judge
+from benchmarks.kills_journal import check
+from benchmarks.kills_rows import Bounds
+from benchmarks.kills_yard import fake_yard
+
+from modelyard.gateway.journal import JournalWriter
+from modelyard.records.journal import Outcome, RequestRecord
+
+STREAMED = Question(b"", stream=True, expected="w0 w1")
+PLAIN = Question(b"", stream=False, expected="w0 w1")
+ERROR = {"error": {"message": "the engine ended this answer before it was complete"}}
+
+
+@pytest.fixture
+def folder() -> Generator[Path]:
+    """Short enough for unix sockets, so that they lie where the campaign looks for them."""
+    with tempfile.TemporaryDirectory(prefix="yk-") as name:
+        yield Path(name)
+
+
+@pytest.mark.parametrize("target", ["engine", "shim", "control", "gateway", "yard", "yard, started at once"])
+async def test_what_is_promised_holds_when_it_is_killed_under_load(target: str, folder: Path) -> None:
+    scene = Scene((target,), 2, 8, (2, 20), (0.1, 0.4), 60.0, Bounds().times(6))
+    with fake_yard(folder / "state", scene.replicas, FAKE_KNOBS) as yard:
+        result = await play(scene, yard, scene.rows, 2, random.Random(target))
+    (row,) = result.rows
+    assert row.problems == []
+    assert result.journal.problems == ()
+    # A kill that meets no request proves nothing.
+    assert row.kills == 2 and row.in_flight >= 4
+    counts = counts_of(row.answers)
+    assert counts["whole"] > 0 and result.journal.received >= counts["whole"]
+    resets = row.in_flight if target in ("gateway", "yard", "yard, started at once") else 0
+    assert counts["reset"] <= resets
+
+
+# What the campaign itself must notice.
+
+
+def stream(*values: object, done: bool) -> bytes:
+    events = [f"data: {json.dumps(value)}\n\n" for value in values]
+    return "".join([*events, "data: [DONE]\n\n" if done else ""]).encode()
+
+
+def piece(text: str, finish_reason: str | None = None) -> dict[str, object]:
+    return {"choices": [{"delta": {"content": text}, "finish_reason": finish_reason}]}
+
+
+@pytest.mark.parametrize(
+    ("body", "verdict"),
+    [
+        (stream(piece("w0"), piece(" w1"), piece("", "length"), done=True), "whole"),
+        (stream(piece("w0"), ERROR, done=False), "cut"),
+        (stream(piece("w0"), ERROR, done=True), "wrong"),
+        (stream(piece("w0"), piece("", "stop"), ERROR, done=False), "wrong"),
+        (stream(piece("w0"), piece("", "stop"), done=True), "wrong"),
+        (stream(piece("w0"), done=True), "wrong"),
+        (stream(piece("w0"), done=False), "wrong"),
+        (b'data: {"choices": [{"del', "wrong"),
+        (b"", "wrong"),
+    ],
+)
+def test_a_stream_is_whole_or_ends_in_one_error_event(body: bytes, verdict: Verdict) -> None:
+    assert judge(STREAMED, 200, {}, body)[0] == verdict
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "verdict"),
+    [
+        (200, {}, {"choices": [{"message": {"content": "w0 w1"}, "finish_reason": "stop"}]}, "whole"),
+        (200, {}, {"choices": [{"message": {"content": "w0"}, "finish_reason": "stop"}]}, "wrong"),
+        (200, {}, ERROR, "wrong"),
+        (503, {"retry-after": "2"}, ERROR, "unavailable"),
+        (503, {}, ERROR, "wrong"),
+        (502, {"retry-after": "2"}, ERROR, "wrong"),
+    ],
+)
+def test_a_plain_answer_is_whole_or_says_when_to_come_again(
+    status: int, headers: dict[str, str], body: object, verdict: Verdict
+) -> None:
+    assert judge(PLAIN, status, headers, json.dumps(body).encode())[0] == verdict
+
+
+def journal_of(folder: Path, *outcomes: tuple[str, Outcome]) -> Path:
+    folder.mkdir()
+    writer = JournalWriter(folder)
+    for request_id, outcome in outcomes:
+        writer.write(
+            RequestRecord(
+                request_id=request_id,
+                worker=writer.worker,
+                sequence=writer.sequence,
+                at=0.0,
+                endpoint="/v1/chat/completions",
+                status=200,
+                outcome=outcome,
+            )
+        )
+    writer.close()
+    return folder
+
+
+def answer(request_id: str, verdict: Verdict) -> Answer:
+    return Answer(verdict, request_id, 0.0, 0.0, 0.0)
+
+
+def test_a_journal_that_tells_the_same_story_has_no_problems(tmp_path: Path) -> None:
+    journal = journal_of(tmp_path / "journal", ("a", "complete"), ("b", "truncated"), ("c", "client_gone"))
+    found = check(journal, [answer("a", "whole"), answer("b", "cut"), answer("", "reset")])
+    assert (found.received, found.records, found.surplus, found.problems) == (2, 3, 1, ())
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "problem"),
+    [
+        ([], "a has no record"),
+        ([("a", "complete"), ("a", "complete")], "2 records of a"),
+        ([("a", "truncated")], "a is truncated in the journal and whole at the client"),
+        ([("a", "complete"), ("b", "complete")], "1 records without an answer, but only 0 requests did not end"),
+    ],
+)
+def test_a_journal_that_tells_another_story_is_noticed(
+    tmp_path: Path, outcomes: list[tuple[str, Outcome]], problem: str
+) -> None:
+    journal = journal_of(tmp_path / "journal", *outcomes)
+    assert problem in check(journal, [answer("a", "whole")]).problems
+
+
+def test_a_process_and_a_socket_that_were_left_behind_are_found(folder: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", "import socket, sys; s = socket.create_server(('127.0.0.1', 0)); print(1, flush=True);"
+         "sys.stdin.read()"],
+        env={**os.environ, "SOME_STATE": str(folder)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as left:  # fmt: skip
+        assert left.stdin is not None and left.stdout is not None
+        left.stdout.readline()
+        (found,) = kills_processes.of_state(folder)
+        assert found.pid == left.pid and found.lives
+        (port,) = kills_processes.listening_ports([found])
+        assert kills_processes.is_listening(port)
+        left.stdin.close()
+        left.wait()
+        assert not found.lives and not kills_processes.is_listening(port)
+    assert kills_processes.of_state(folder) == frozenset()
