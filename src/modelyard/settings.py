@@ -21,12 +21,14 @@ class PackageIndex:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`environ` is what children may inherit; secrets of ours never stand in it."""
+    """`environ` is what children may inherit; secrets of ours never stand in it. `command` is what people type to run
+    us: a wrapper names itself in MODELYARD_COMMAND."""
 
     state_dir: Path
     index: PackageIndex
     lease_s: float
     environ: Mapping[str, str] = field(repr=False)
+    command: str = "modelyard"
 
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:
@@ -44,6 +46,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         ),
         lease_s=float(_first(env, "MODELYARD_LEASE_S") or "5"),
         environ=env,
+        command=env.get("MODELYARD_COMMAND") or "modelyard",
     )
 
 

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 import sys
 import time
+from collections.abc import Generator
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import msgspec
 import typer
 
 from modelyard.cli.admin import Admin, running, state_directory
+from modelyard.cli.keys import MadeKey
 from modelyard.cli.options import Json
-from modelyard.cli.output import OUT, print_json, say
+from modelyard.cli.output import OUT, complain, print_json, say
 from modelyard.control.views import DeploymentView
-from modelyard.errors import EngineFailed, NotRunning, UsageError
-from modelyard.records.base import Record
+from modelyard.errors import EngineFailed, ModelyardError, NotRunning, UsageError
 from modelyard.records.listening import Listening
 
 KEY_TTL_S = 12 * 3600.0
 TIMEOUT_S = 600.0
-
-
-class _Key(Record, kw_only=True):
-    key: str
+_STREAMED: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
 
 
 def chat(
@@ -36,31 +36,43 @@ def chat(
     json: Json = False,
 ) -> None:
     """Talk to a deployment; answers stream. Ctrl-C stops an answer, Ctrl-D (or /quit) ends."""
+    if json and message is None:
+        raise UsageError("--json needs --message", hint="modelyard chat --json -m 'Hello'")
     state = state_directory()
     where = running(state)
     admin = Admin(state)
-    deployment = name or _only(admin)
-    body = {"name": f"chat {deployment}", "ttl_s": KEY_TTL_S, "deployments": [deployment]}
-    # A key of its own, for this deployment and twelve hours: the stored keys are only hashes.
-    key = admin.post("/keys", _Key, body).key
-    talk = Talk(where, key, deployment, temperature, max_tokens, system)
-    if message is not None:
+    deployment = _chosen(admin, name)
+    with _own_key(admin, deployment) as key:
+        talk = Talk(where, key, deployment, temperature, max_tokens, system)
+        if message is None:
+            _converse(talk)
+            return
         answer = talk.ask(message, quietly=json)
         if json:
             print_json({"deployment": deployment, "answer": answer})
-    elif json:
-        raise UsageError("--json needs --message", hint="modelyard chat --json -m 'Hello'")
-    else:
-        _converse(talk)
 
 
-def _only(admin: Admin) -> str:
-    views = admin.get("/deployments", list[DeploymentView])
-    if len(views) == 1:
-        return views[0].name
-    if not views:
+@contextlib.contextmanager
+def _own_key(admin: Admin, deployment: str) -> Generator[str]:
+    """A key for this deployment and this conversation: of the stored ones only hashes are known. Should it not come to
+    its revocation, it ends by itself."""
+    body = {"name": f"chat {deployment}", "ttl_s": KEY_TTL_S, "deployments": [deployment]}
+    made = admin.post("/keys", MadeKey, body)
+    try:
+        yield made.key
+    finally:
+        with contextlib.suppress(ModelyardError):
+            admin.delete(f"/keys/{made.id}", dict[str, str])
+
+
+def _chosen(admin: Admin, name: str | None) -> str:
+    names = [view.name for view in admin.get("/deployments", list[DeploymentView])]
+    if not names:
         raise NotRunning("nothing is being served from here", hint="modelyard up")
-    raise UsageError("which deployment?", hint=" or ".join(f"modelyard chat {view.name}" for view in views))
+    if name in names or (name is None and len(names) == 1):
+        return name or names[0]
+    message = "which deployment?" if name is None else f"there is no deployment {name!r}"
+    raise UsageError(message, hint=" or ".join(f"modelyard chat {one}" for one in names))
 
 
 def _converse(talk: Talk) -> None:
@@ -74,7 +86,20 @@ def _converse(talk: Talk) -> None:
         if text in ("/quit", "/exit"):
             return
         if text:
-            talk.ask(text)
+            try:
+                talk.ask(text)
+            except EngineFailed as error:
+                # The next question may well be answered: engines are started again.
+                complain(error.message, error.hint)
+
+
+@dataclass(slots=True)
+class Heard:
+    """An answer as it comes; `tokens` is the engine's own count, 0 until it is told."""
+
+    quietly: bool
+    pieces: list[str] = field(default_factory=list[str])
+    tokens: int = 0
 
 
 class Talk:
@@ -90,25 +115,27 @@ class Talk:
 
     def ask(self, text: str, *, quietly: bool = False) -> str:
         """The answer, printed as it comes unless `quietly`. Interrupted, it stays as far as it came."""
-        self._messages.append({"role": "user", "content": text})
-        pieces: list[str] = []
+        question = {"role": "user", "content": text}
+        heard = Heard(quietly)
         began = time.monotonic()
         try:
-            asyncio.run(self._stream(pieces, quietly))
+            asyncio.run(self._stream([*self._messages, question], heard))
         except KeyboardInterrupt:
             if not quietly:
                 OUT.print(" [dim](stopped)[/dim]", end="")
-        answer = "".join(pieces)
-        self._messages.append({"role": "assistant", "content": answer})
+        answer = "".join(heard.pieces)
+        self._messages += [question, {"role": "assistant", "content": answer}]
         if not quietly:
             say("")
-            OUT.print(f"[dim]{len(pieces)} pieces, {len(pieces) / (time.monotonic() - began):.0f} per second[/dim]")
+            if heard.tokens:
+                speed = heard.tokens / (time.monotonic() - began)
+                OUT.print(f"[dim]{heard.tokens} tokens, {speed:.0f} per second[/dim]")
         return answer
 
-    async def _stream(self, pieces: list[str], quietly: bool) -> None:
+    async def _stream(self, messages: list[dict[str, str]], heard: Heard) -> None:
         import aiohttp  # only where it is needed: it is slow to import
 
-        body = {"model": self.deployment, "messages": self._messages, "stream": True, **self._settings}
+        body = {"model": self.deployment, "messages": messages, **_STREAMED, **self._settings}
         headers = {"authorization": f"Bearer {self._key}", "content-type": "application/json"}
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
         try:
@@ -124,7 +151,7 @@ class Talk:
                 if response.status != 200:
                     raise EngineFailed(_message(await response.read(), response.status), hint="modelyard status")
                 async for line in response.content:
-                    _take(line, pieces, quietly)
+                    _take(line, heard)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise EngineFailed("the gateway did not answer to the end", hint="modelyard status") from error
 
@@ -138,17 +165,19 @@ def _trust(where: Listening) -> ssl.SSLContext | bool:
     return context
 
 
-def _take(line: bytes, pieces: list[str], quietly: bool) -> None:
+def _take(line: bytes, heard: Heard) -> None:
     if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
         return
     event: dict[str, Any] = msgspec.json.decode(line[6:])
     if "error" in event:
         raise EngineFailed(str(event["error"].get("message")), hint="modelyard logs")
+    if usage := event.get("usage"):
+        heard.tokens = int(usage["completion_tokens"])
     for choice in event.get("choices", []):
         text = choice.get("delta", {}).get("content") or ""
         if text:
-            pieces.append(text)
-            if not quietly:
+            heard.pieces.append(text)
+            if not heard.quietly:
                 sys.stdout.write(text)
                 sys.stdout.flush()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 import time
@@ -14,7 +15,7 @@ from modelyard.cli.options import Json
 from modelyard.cli.output import print_json, say
 from modelyard.control import wanted as desired
 from modelyard.errors import ModelyardError
-from modelyard.state import StateDirectory, is_locked
+from modelyard.state import StateDirectory, is_locked, locked
 
 STOP_WITHIN_S = 100.0
 LOOK_EVERY_S = 0.05
@@ -36,10 +37,12 @@ def down(
     if was_running:
         signal_yard(state, signal.SIGTERM)
         _wait(state)
-    for name in desired.names(state):
-        desired.remove(state, name)
-    if purge:
-        _purge(state)
+    # Nobody else may begin to serve from here meanwhile.
+    with locked(state.yard_lock, holding="serving from this state directory"):
+        for name in desired.names(state):
+            desired.remove(state, name)
+        if purge:
+            _purge(state)
     if json:
         print_json({"was_running": was_running, "purged": purge})
     else:
@@ -50,7 +53,7 @@ def _wait(state: StateDirectory) -> None:
     deadline = time.monotonic() + STOP_WITHIN_S
     while is_locked(state.yard_lock):
         if time.monotonic() > deadline:
-            raise ModelyardError("the yard does not end", hint=f"look at {state.logs / 'yard.log'}")
+            raise ModelyardError("the yard does not end", hint="modelyard logs --yard")
         time.sleep(LOOK_EVERY_S)
 
 
@@ -63,3 +66,5 @@ def _purge(state: StateDirectory) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     for file in (state.topology, state.keys, state.admin_key, state.yard, state.lease, state.yard_lock, state.layout):
         file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        state.root.rmdir()

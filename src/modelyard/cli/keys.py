@@ -12,6 +12,7 @@ from modelyard.cli.admin import Admin, state_directory
 from modelyard.cli.options import Json
 from modelyard.cli.output import OUT, print_json, say
 from modelyard.control.key_log import ListedKey
+from modelyard.errors import UsageError
 from modelyard.records.base import Record
 
 app = typer.Typer(help="Who may call: keys are made, shown once, revoked.", no_args_is_help=True)
@@ -28,13 +29,15 @@ class MadeKey(Record, kw_only=True):
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(help="Whose key it is.")],
-    days: Annotated[float | None, typer.Option(min=0, help="It ends by itself after this many days.")] = None,
+    days: Annotated[float | None, typer.Option(help="It ends by itself after this many days.")] = None,
     deployment: Annotated[list[str] | None, typer.Option(help="Only for this deployment. Repeatable.")] = None,
     parent: Annotated[str | None, typer.Option(help="The id of a key that it never reaches beyond.")] = None,
     json: Json = False,
 ) -> None:
     """Make a key and show it, this once; only its hash is kept."""
-    body = {"name": name, "ttl_s": days * 86_400 if days else None, "parent": parent, "deployments": deployment}
+    body = {"name": name, "ttl_s": None if days is None else days * 86_400, "parent": parent, "deployments": deployment}
+    if days is not None and days <= 0:
+        raise UsageError("a key that has ended already is of no use", hint="--days 30")
     made = Admin(state_directory()).post("/keys", MadeKey, body)
     if json:
         print_json(made)

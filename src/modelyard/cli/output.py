@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 from rich.console import Console
 
-OUT = Console(highlight=False, soft_wrap=True)
-ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+from modelyard import settings
+
+# A log may hold `:smile:` and JSON may hold `:1:`: what is printed is what was said.
+OUT = Console(highlight=False, soft_wrap=True, emoji=False)
+ERR = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+_COMMAND = re.compile(
+    r"\bmodelyard (?=chat|down|engines|gateway|keys|logs|models|plan|restart|schema|status|up|verify|version|--help)"
+)
 
 
 def say(text: str) -> None:
     OUT.print(text, markup=False)
+
+
+def as_called(text: str) -> str:
+    """`text` with our command as the user types it: `./yard up` of a checkout is no `modelyard up`."""
+    return _COMMAND.sub(lambda _: f"{settings.load().command} ", text)
 
 
 def print_json(value: object) -> None:
@@ -22,7 +35,8 @@ def complain(message: str, hint: str = "") -> None:
     """An error in plain words: what happened, and what to try."""
     ERR.print(f"[red]error:[/red] {_escape(message)}")
     if hint:
-        ERR.print(f"[dim]try:[/dim]   {_escape(hint)}")
+        # Lines of a longer hint stand under each other.
+        ERR.print(f"[dim]try:[/dim]   {_escape(as_called(hint)).replace(chr(10), chr(10) + ' ' * 7)}")
 
 
 def _escape(text: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 
 import msgspec
@@ -18,29 +20,48 @@ from modelyard.state import StateDirectory
 _outcome = msgspec.json.Decoder[StartOutcome](StartOutcome)
 
 
+STOP_WITHIN_S = 100.0
+
+
 @dataclass(slots=True)
 class StartedYard:
-    """`ends_with_us` is the writing end of a pipe: the yard stops when it closes; None for a detached one."""
+    """A yard that this command started. It stops with this command, however that ends, until it is let go."""
 
     listening: Listening
     process: subprocess.Popen[bytes]
-    ends_with_us: int | None
+    leash: int
+
+    def let_go(self) -> None:
+        """Let it serve on when this command is gone."""
+        os.write(self.leash, b".")
+        os.close(self.leash)
+
+    def stop(self) -> None:
+        """Running requests finish, then the engines end; Ctrl-C meanwhile cuts them short. Raises ModelyardError."""
+        deadline = time.monotonic() + STOP_WITHIN_S
+        self.process.send_signal(signal.SIGTERM)
+        while True:
+            try:
+                self.process.wait(max(0.0, deadline - time.monotonic()))
+                break
+            except KeyboardInterrupt:
+                self.process.send_signal(signal.SIGINT)
+            except subprocess.TimeoutExpired:
+                raise ModelyardError("the yard does not end", hint="modelyard logs --yard") from None
+        os.close(self.leash)
 
 
-def start_yard(state: StateDirectory, gateway: Gateway, *, insecure: bool, detached: bool) -> StartedYard:
+def start_yard(state: StateDirectory, gateway: Gateway, *, insecure: bool) -> StartedYard:
     """Raises what the yard could not do: AddressInUse, StateLocked, ..."""
     outcome_read, outcome_write = os.pipe()
+    watch_read, leash = os.pipe()
     argv = [sys.executable, "-I", "-m", "modelyard.yard", "--outcome-fd", str(outcome_write)]
-    argv += ["--host", gateway.host, "--port", str(gateway.port)]
+    argv += ["--watch-fd", str(watch_read), "--host", gateway.host, "--port", str(gateway.port)]
     if gateway.tls is not None:
         argv += ["--tls-cert", gateway.tls.cert, "--tls-key", gateway.tls.key]
     if insecure:
         argv.append("--insecure-listen")
-    watch_read, watch_write = (None, None) if detached else os.pipe()
-    inherited = [outcome_write]
-    if watch_read is not None:
-        argv += ["--watch-fd", str(watch_read)]
-        inherited.append(watch_read)
+    inherited = (outcome_write, watch_read)
     with (state.logs / "yard.log").open("ab") as log:
         process = subprocess.Popen(
             argv,
@@ -57,12 +78,14 @@ def start_yard(state: StateDirectory, gateway: Gateway, *, insecure: bool, detac
     with os.fdopen(outcome_read, "rb") as pipe:
         line = pipe.readline()
     if not line:
-        raise ModelyardError("the yard ended before it listened", hint=f"its log: {state.logs / 'yard.log'}")
+        os.close(leash)
+        raise ModelyardError("the yard ended before it listened", hint="modelyard logs --yard")
     outcome = _outcome.decode(line)
     if isinstance(outcome, StartFailed):
+        os.close(leash)
         process.wait()
         raise _failure(outcome)
-    return StartedYard(outcome, process, watch_write)
+    return StartedYard(outcome, process, leash)
 
 
 def _failure(outcome: StartFailed) -> ModelyardError:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
 
 from modelyard import settings as settings_module
 from modelyard.cli import following
-from modelyard.cli.admin import Admin, listening, state_directory
+from modelyard.cli.admin import Admin, listening, running, state_directory
 from modelyard.cli.keys import MadeKey
 from modelyard.cli.options import Json
 from modelyard.cli.output import OUT, say
@@ -23,13 +22,13 @@ from modelyard.cli.seven_steps import SevenSteps
 from modelyard.cli.starting import StartedYard, start_yard
 from modelyard.control import wanted as desired
 from modelyard.control.key_log import ListedKey
+from modelyard.control.views import Reloaded
 from modelyard.errors import EngineFailed, ModelyardError, UsageError
 from modelyard.records.base import Record
 from modelyard.records.listening import Listening
 from modelyard.spec.deployment import Deployment, DeploymentFile, Gateway, Tls, default_deployment, load_file
+from modelyard.spec.wanted import Name
 from modelyard.state import StateDirectory
-
-STOP_WITHIN_S = 100.0
 
 
 class Serving(Record, tag_field="event", tag="serving", kw_only=True):
@@ -62,57 +61,67 @@ def up(
     """Serve a model: prepare, plan, start, prove, go live, and keep it there.
 
     Without arguments it serves the packaged model. With a yard running already, the deployments are added to it.
-    Ctrl-C stops what this command started.
+    Ctrl-C stops what this command started: running requests finish, unless it is pressed again.
     """
-    file = _wanted_file(what, name, engine, _gateway(host, port, tls_cert, tls_key))
+    file = _wanted_file(what, name, engine, _asked_gateway(host, port, tls_cert, tls_key))
     state, settings = state_directory(), settings_module.load()
-    found = listening(state)
-    started = None if found is not None else _start(state, file, insecure=insecure_listen, detached=detach)
-    where = started.listening if started is not None else found
-    assert where is not None
-    with contextlib.ExitStack() as cleaning:
+    with _terminated_like_interrupted(), contextlib.ExitStack() as cleaning:
+        found = listening(state)
+        started = _start(state, file, insecure=insecure_listen) if found is None else None
         if started is not None:
-            cleaning.callback(stop, started, quietly=json)
+            cleaning.callback(_stop, started, quietly=json)
+        where = started.listening if started is not None else running(state)
         admin = Admin(state)
         for deployment in file.deployments:
             _bring_up(deployment, state, settings, admin, where, json)
-        _tell_how_to_call(admin, where, file.deployments, json)
-        if detach or started is None:
-            cleaning.pop_all()
+        names = [deployment.name for deployment in file.deployments]
+        _tell_how_to_call(admin, where, names, detached=detach, as_json=json)
+        if started is not None and not detach:
+            _stay(admin, names, started, json)
             return
-        _stay(admin, file.deployments[0].name, started, json)
+        cleaning.pop_all()
+        if started is not None:
+            started.let_go()
 
 
-def _wanted_file(what: str, name: str | None, engine: str | None, gateway: Gateway) -> DeploymentFile:
+def _wanted_file(what: str, name: str | None, engine: str | None, asked: dict[str, Any]) -> DeploymentFile:
     if what.endswith((".yaml", ".yml")):
         file = load_file(Path(what))
-        plain = msgspec.structs.asdict(Gateway())
-        given = {key: value for key, value in msgspec.structs.asdict(gateway).items() if value != plain[key]}
-        file = msgspec.structs.replace(file, gateway=msgspec.structs.replace(file.gateway, **given))
+        file = msgspec.structs.replace(file, gateway=msgspec.structs.replace(file.gateway, **asked))
     else:
-        file = DeploymentFile(deployments=(default_deployment(what),), gateway=gateway)
+        file = DeploymentFile(deployments=(default_deployment(what),), gateway=Gateway(**asked))
     if name is None and engine is None:
         return file
     first, *others = file.deployments
     if others:
         raise UsageError("--name and --engine are for one deployment", hint="write them into the file")
-    changed = msgspec.structs.replace(first, name=name or first.name, engine=engine or first.engine)
+    changed = msgspec.structs.replace(first, name=_checked_name(name or first.name), engine=engine or first.engine)
     return msgspec.structs.replace(file, deployments=(changed,))
 
 
-def _gateway(host: str | None, port: int | None, cert: Path | None, key: Path | None) -> Gateway:
+def _checked_name(name: str) -> str:
+    """What a file's `name` must be, --name must be too."""
+    try:
+        return msgspec.convert(name, Name)
+    except msgspec.ValidationError as error:
+        hint = "lower-case letters and digits, with single dots or hyphens between them, at most 63 characters"
+        raise UsageError(f"{name!r} cannot be a deployment's name", hint=hint) from error
+
+
+def _asked_gateway(host: str | None, port: int | None, cert: Path | None, key: Path | None) -> dict[str, Any]:
+    """What the options say about the gateway, and nothing that they leave to the file."""
     if (cert is None) != (key is None):
         raise UsageError("TLS needs both files", hint="give --tls-cert and --tls-key")
     tls = Tls(cert=str(cert.absolute()), key=str(key.absolute())) if cert is not None and key is not None else None
-    default = Gateway()
-    return Gateway(host=host or default.host, port=default.port if port is None else port, tls=tls)
+    asked = {"host": host, "port": port, "tls": tls}
+    return {name: value for name, value in asked.items() if value is not None}
 
 
-def _start(state: StateDirectory, file: DeploymentFile, *, insecure: bool, detached: bool) -> StartedYard:
+def _start(state: StateDirectory, file: DeploymentFile, *, insecure: bool) -> StartedYard:
     """A fresh yard serves what this command names, and nothing from before."""
     for name in desired.names(state):
         desired.remove(state, name)
-    return start_yard(state, file.gateway, insecure=insecure, detached=detached)
+    return start_yard(state, file.gateway, insecure=insecure)
 
 
 def _bring_up(
@@ -123,6 +132,8 @@ def _bring_up(
     where: Listening,
     as_json: bool,
 ) -> None:
+    """Through all seven steps. A deployment that fails stays wanted and closed: status and logs tell of it, and
+    `modelyard restart` tries again. One that is interrupted before it ever served is withdrawn."""
     steps = SevenSteps(deployment.name, OUT, as_json)
     if not as_json:
         say(f"{deployment.name}: {deployment.model}")
@@ -130,11 +141,13 @@ def _bring_up(
     before = desired.load(state, deployment.name)
     desired.save(state, wanted if before is None else _same_age(wanted, before))
     try:
-        admin.post(f"/deployments/{deployment.name}/reload", dict[str, str])
-        following.go_live(admin, deployment.name, where.url, steps)
-    except (ModelyardError, KeyboardInterrupt):
+        reloaded = admin.post(f"/deployments/{deployment.name}/reload", Reloaded)
+        following.go_live(admin, deployment.name, where.url, steps, reloaded.after_step)
+    except KeyboardInterrupt:
         if before is None:
             desired.remove(state, deployment.name)
+            with contextlib.suppress(ModelyardError):
+                admin.delete(f"/deployments/{deployment.name}", dict[str, str])
         raise
 
 
@@ -143,33 +156,35 @@ def _same_age(wanted: desired.Wanted, before: desired.Wanted) -> desired.Wanted:
     return msgspec.structs.replace(wanted, created_at=before.created_at)
 
 
-def _tell_how_to_call(admin: Admin, where: Listening, deployments: Sequence[Deployment], as_json: bool) -> None:
+def _tell_how_to_call(admin: Admin, where: Listening, names: list[str], *, detached: bool, as_json: bool) -> None:
     keys = admin.get("/keys", list[ListedKey])
     lasting = [key for key in keys if key.expires_at is None and key.revoked_at is None]
     made = None if lasting else admin.post("/keys", MadeKey, {"name": "first"})
-    names = tuple(deployment.name for deployment in deployments)
     if as_json:
         shown = (made.key, made.id) if made is not None else (None, None)
-        serving = Serving(url=where.url, deployments=names, key=shown[0], key_id=shown[1])
+        serving = Serving(url=where.url, deployments=tuple(names), key=shown[0], key_id=shown[1])
         print(msgspec.json.encode(serving).decode(), flush=True)
         return
-    say("")
-    say(f"  base URL   {where.url}")
-    say(f"  model      {', '.join(names)}")
+    us = settings_module.load().command
+    say(f"\n  base URL   {where.url}\n  model      {', '.join(names)}")
     if made is not None:
-        say(f"  key        {made.key}    (shown once; `modelyard keys create NAME` makes more)")
+        # On a line of its own, so that it can be copied; too long for the others' column.
+        say(f"  key        shown this once; `{us} keys create NAME` makes more\n\n{made.key}\n")
     else:
-        say(f"  key        yours from before ({lasting[0].name!r}); `modelyard keys create NAME` makes another")
-    say(f"  talk       modelyard chat {names[0]}")
-    say("")
+        say(f"  key        yours from before ({lasting[0].name!r}); `{us} keys create NAME` makes another\n")
+    say(f"  talk       {us} chat {names[0]}" + (f"\n  stop       {us} down" if detached else "") + "\n")
 
 
-def _stay(admin: Admin, name: str, started: StartedYard, as_json: bool) -> None:
+def _stay(admin: Admin, names: list[str], started: StartedYard, as_json: bool) -> None:
+    """Until Ctrl-C, which is how serving in the foreground ends well."""
     if not as_json:
         say("serving; Ctrl-C stops it")
-    with contextlib.suppress(KeyboardInterrupt), _terminated_like_interrupted():
-        following.watch(admin, name, SevenSteps(name, OUT, as_json), lambda: started.process.poll() is None)
-        raise EngineFailed("the yard ended by itself", hint="modelyard logs --yard")
+    with contextlib.suppress(KeyboardInterrupt):
+        following.watch(admin, names, OUT, as_json, lambda: started.process.poll() is None)
+        if started.process.wait() != 0:
+            raise EngineFailed("the yard ended by itself", hint="modelyard logs --yard")
+        if not as_json:
+            say("stopped by another command")
 
 
 @contextlib.contextmanager
@@ -184,13 +199,7 @@ def _terminated_like_interrupted() -> Generator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def stop(started: StartedYard, *, quietly: bool) -> None:
-    """Ask a yard of ours to stop and wait for it; a second Ctrl-C no longer waits."""
-    if started.process.poll() is None:
-        if not quietly:
-            say("stopping: running requests finish, then the engines end")
-        started.process.send_signal(signal.SIGTERM)
-        started.process.wait(STOP_WITHIN_S)
-    if started.ends_with_us is not None:
-        os.close(started.ends_with_us)
-        started.ends_with_us = None
+def _stop(started: StartedYard, *, quietly: bool) -> None:
+    if started.process.poll() is None and not quietly:
+        say("stopping: running requests finish, then the engines end (Ctrl-C again: at once)")
+    started.stop()

@@ -127,14 +127,15 @@ class Fleet:
                 return report
         raise NotRunning(f"no replica of {name!r} is ready", hint=f"modelyard status {name}")
 
-    async def stop_all(self) -> None:
-        """Drain and end every engine; what is wanted stays wanted."""
-        for running in self.running.values():
-            for loop in running.replicas.values():
-                loop.stop()
-        for running in self.running.values():
-            for loop in running.replicas.values():
-                await loop.stopped.wait()
+    async def stop_all(self, hurry: asyncio.Event) -> None:
+        """Drain and end every engine, without draining once `hurry` is set; what is wanted stays wanted."""
+        loops = [loop for running in self.running.values() for loop in running.replicas.values()]
+        hurrying = self._tasks.create_task(_stop_again(loops, hurry))
+        for loop in loops:
+            loop.stop()
+        for loop in loops:
+            await loop.stopped.wait()
+        hurrying.cancel()
 
     def get(self, name: str) -> Running:
         running = self.running.get(name)
@@ -207,3 +208,10 @@ class Fleet:
         """End the loops; their engines are gone or live on without this control."""
         for task in self._loops.values():
             task.cancel()
+
+
+async def _stop_again(loops: list[ReplicaLoop], hurry: asyncio.Event) -> None:
+    await hurry.wait()
+    for loop in loops:
+        if not loop.stopped.is_set():
+            loop.stop()

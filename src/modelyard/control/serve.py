@@ -31,12 +31,13 @@ class _Server(uvicorn.Server):
 
 
 async def serve(state: StateDirectory, admin: socket.socket, rendezvous: socket.socket, lifeline: int, lease_s: float):
-    """Run until SIGTERM: then every engine is drained and ended. Ends at once with the lifeline; engines live on."""
+    """Run until SIGTERM: then every engine is drained and ended; SIGINT ends them without waiting for their requests.
+    Ends at once with the lifeline; engines live on."""
     loop = asyncio.get_running_loop()
     watch_lifeline(loop, lifeline)
-    stop = asyncio.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stop.set)
+    stop, hurry = asyncio.Event(), asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, lambda: (stop.set(), hurry.set()))
     around = Surroundings(
         state=state,
         machine=probe(),
@@ -49,7 +50,9 @@ async def serve(state: StateDirectory, admin: socket.socket, rendezvous: socket.
         fleet = Fleet(around, tasks)
         seen = Measurements(state, fleet)
         app = make_app(state, admin_key(state), fleet, KeyWriter(state, SYSTEM), seen)
-        server = _Server(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off"))
+        server = _Server(
+            uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=1)
+        )
         running = [
             tasks.create_task(ShimListener(rendezvous).accept_forever(fleet.connected)),
             tasks.create_task(server.serve(sockets=[admin])),
@@ -57,7 +60,7 @@ async def serve(state: StateDirectory, admin: socket.socket, rendezvous: socket.
             tasks.create_task(fleet.begin()),
         ]
         await stop.wait()
-        await fleet.stop_all()
+        await fleet.stop_all(hurry)
         server.should_exit = True
         await running[1]
         fleet.close()

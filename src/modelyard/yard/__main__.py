@@ -29,7 +29,7 @@ def main() -> None:
         "--insecure-listen", action="store_true", help="beyond loopback without TLS: something else guards it"
     )
     parser.add_argument("--outcome-fd", type=int, help="where to say in one line whether it listens")
-    parser.add_argument("--watch-fd", type=int, help="stop when the other end of this pipe closes")
+    parser.add_argument("--watch-fd", type=int, help="stop when this pipe ends; a byte from it ends the watch")
     chosen = parser.parse_args()
     try:
         _run(chosen)

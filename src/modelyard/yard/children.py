@@ -68,15 +68,8 @@ class Child:
         if self.process is not None and self.process.poll() is None:
             os.kill(self.process.pid, number)
 
-    def wait(self, timeout_s: float) -> bool:
-        """True once it has ended."""
-        if self.process is None:
-            return True
-        try:
-            self.process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
+    def has_ended(self) -> bool:
+        return self.process is None or self.process.poll() is not None
 
 
 def _words(status: int) -> str:

@@ -31,9 +31,13 @@ GATEWAY_BACKOFF_S = 1.0
 CONTROL_BACKOFF_S = 3.0
 
 
+STOPPING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+
+
 @dataclass(frozen=True, slots=True)
 class YardSettings:
-    """`children_environ` is what control and gateway get; engines get what their adapters name."""
+    """`children_environ` is what control and gateway get; engines get what their adapters name. `watched` is the
+    reading end of a pipe: its end stops the yard, a byte from it says that nobody watches any more."""
 
     host: str
     port: int
@@ -44,11 +48,13 @@ class YardSettings:
 
 
 class Yard:
-    """Runs until it is told to stop; whatever its children do, the sockets stay open."""
+    """Runs until it is told to stop; whatever its children do, the sockets stay open.
+
+    The first SIGTERM (or SIGINT, SIGHUP) lets running requests finish; a second one cuts them short."""
 
     def __init__(self, state: StateDirectory, settings: YardSettings, clock: Clock) -> None:
         self._state, self._settings, self._clock = state, settings, clock
-        self._stopping = False
+        self._stopping = self._hurried = False
         self._gateway: Child | None = None
         self._control: Child | None = None
 
@@ -72,7 +78,7 @@ class Yard:
             held.callback(self._state.yard.unlink, missing_ok=True)
             on_listening(listening)
             self._watch(lease, wakeup)
-            self._end_children(lease)
+            self._end_children(lease, wakeup)
             lease.end()
 
     def _make_children(
@@ -121,26 +127,33 @@ class Yard:
             readable, _, _ = select.select(watched, [], [], self._pause_s())
             if wakeup.fileno() in readable:
                 self._hear(wakeup)
-            if starter in readable and os.read(starter, 1) == b"":
-                # The command that started us in the foreground is gone.
-                self._stopping = True
+            if starter in readable:
+                # A byte lets us go on alone; the end means that the command that started us is gone.
+                self._stopping |= os.read(starter, 1) == b""
+                watched.remove(starter)
 
     def _pause_s(self) -> float:
         return 0.05 if any(child.process is None for child in self._children()) else RENEW_EVERY_S
 
     def _hear(self, wakeup: socket.socket) -> None:
-        numbers = wakeup.recv(64)
-        if signal.SIGTERM in numbers or signal.SIGINT in numbers or signal.SIGHUP in numbers:
+        for _ in STOPPING & set(wakeup.recv(64)):
+            self._hurried = self._stopping
             self._stopping = True
 
-    def _end_children(self, lease: Lease) -> None:
+    def _end_children(self, lease: Lease, wakeup: socket.socket) -> None:
         """The gateway first: it stops taking requests and finishes those it has; then control ends the engines."""
-        for child, patience_s in ((self._gateway, GATEWAY_DRAIN_S), (self._control, CONTROL_DRAIN_S)):
-            assert child is not None
-            child.signal(signal.SIGTERM)
+        for child, patience_s in zip(self._children(), (GATEWAY_DRAIN_S, CONTROL_DRAIN_S), strict=True):
+            hurried = self._hurried
+            child.signal(signal.SIGINT if hurried else signal.SIGTERM)
             deadline = self._clock.monotonic() + patience_s
-            while not child.wait(RENEW_EVERY_S):
+            while not child.has_ended():
                 lease.renew()
+                select.select([wakeup], [], [], RENEW_EVERY_S)
+                with contextlib.suppress(BlockingIOError):
+                    self._hear(wakeup)
+                if self._hurried and not hurried:
+                    hurried = True
+                    child.signal(signal.SIGINT)
                 if self._clock.monotonic() > deadline:
                     child.signal(signal.SIGKILL)
                     deadline = float("inf")
@@ -170,7 +183,7 @@ def _signals() -> Generator[socket.socket]:
     reader, writer = socket.socketpair()
     reader.setblocking(False)
     writer.setblocking(False)
-    handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+    handled = (*STOPPING, signal.SIGCHLD)
     before = {number: signal.signal(number, _wake) for number in handled}
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     try:
