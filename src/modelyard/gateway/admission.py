@@ -69,7 +69,8 @@ class Admission:
     def leave(self, seats: Seats) -> None:
         """Give a seat back; the next in the queue gets one."""
         seats.in_flight -= 1
-        self.advance()
+        if self.queue:
+            self.advance()
 
     def advance(self) -> None:
         """Seat those who wait while there are seats; turn them away where the route has closed."""

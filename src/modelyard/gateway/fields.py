@@ -7,13 +7,12 @@ refused by name. Inside messages nothing unknown passes."""
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from msgspec import Meta, Struct
 
-from modelyard.gateway.limits import FIELDS, FieldLimits
+from modelyard.gateway.limits import FIELDS
 from modelyard.gateway.refusals import Refusal, invalid
 from modelyard.gateway.strict_json import children, depth, parse_object
 from modelyard.records.topology import Deployment
@@ -157,8 +156,7 @@ _AT = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<field>\w*)(?P<rest>.*)`)?$", 
 _MISSING = re.compile(r"missing required field `(\w+)`")
 
 
-@dataclass(slots=True)
-class Parsed:
+class Parsed(Struct):
     """A request body: `fields` as JSON values, `compact` their encoding, `call` the same as checked types;
     `stripped` are the names that `call` does not know."""
 
@@ -168,9 +166,9 @@ class Parsed:
     stripped: frozenset[str] | set[str]
 
 
-def parse(body: bytes, endpoint: str, limits: FieldLimits = FIELDS) -> Parsed:
+def parse(body: bytes, endpoint: str) -> Parsed:
     """Everything that can be checked without knowing the deployment. Raises Refusal (400) naming the field."""
-    fields, compact = parse_object(body, limits)
+    fields, compact = parse_object(body, FIELDS)
     kind, known = _CALLS[endpoint]
     try:
         call = _convert(fields, kind)

@@ -142,8 +142,9 @@ class WholeLane:
         self._size = 0
 
     def read(self, pieces: list[bytes]) -> None:
-        self._parts += pieces
-        self._size += sum(map(len, pieces))
+        for piece in pieces:
+            self._parts.append(piece)
+            self._size += len(piece)
         if self._size > WIRE.upstream_body_bytes:
             raise BrokenStream("the engine's answer is larger than the gateway holds")
 
