@@ -23,7 +23,7 @@ def parse_object(body: bytes, limits: FieldLimits) -> tuple[dict[str, Any], byte
     """The object that `body` holds, free of duplicate keys, and its compact encoding. Raises Refusal (400).
 
     Depth is bounded where a field may hold anything (`fields`), and by the parser everywhere."""
-    if len(body) > limits.json_values:
+    if len(body) > 4 * limits.json_values:
         _check_proportions(body, limits.json_values)
     try:
         value: object = _decode(body)
@@ -56,8 +56,10 @@ def depth(value: Any) -> int:
 
 def _check_proportions(body: bytes, most: int) -> None:
     """An empty list takes 2 bytes on the wire and 56 here. Brackets inside strings count too: the bound is far above
-    what prompts of this size hold."""
-    if body.count(b"[") + body.count(b"{") > most or body.count(b'":') > most:
+    what prompts of this size hold. Counting costs as much as parsing, so it is left out where the size alone keeps
+    values within twice the bound, and keys (many different ones take 8 bytes each) within the bound."""
+    brackets = body.count(b"[") + body.count(b"{")
+    if brackets > most or (len(body) > 8 * most and body.count(b'":') > most):
         raise Refusal(400, f"the body has more than {most} JSON values", code="invalid_json")
 
 
