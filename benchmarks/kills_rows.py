@@ -265,7 +265,7 @@ async def kill_yard_and_start(site: Site, row: Row) -> None:
     """Started again before the lease has run out: what still lives is taken over or gone, never doubled."""
     await site.under_load()
     await _kill_yard(site, row)
-    await asyncio.sleep(site.rng.uniform(0.0, PROMISED.gone_s))
+    await asyncio.sleep(site.rng.uniform(0.0, site.yard.lease_s))
     await _serves_again(site, row)
 
 

@@ -29,6 +29,8 @@ from modelyard.records.topology import Replica, Topology
 from modelyard.state import StateDirectory, open_state
 
 READY_WITHIN_S = 180.0
+# The default of modelyard.settings.
+LEASE_S = 5.0
 STOP_WITHIN_S = 100.0
 
 
@@ -49,8 +51,8 @@ class RunningEngine:
 class KilledYard:
     """A yard that may be killed and started again. `deployment` is the public name that it serves."""
 
-    def __init__(self, state: StateDirectory, deployment: str, port: int) -> None:
-        self.state, self.deployment, self.port = state, deployment, port
+    def __init__(self, state: StateDirectory, deployment: str, port: int, lease_s: float = LEASE_S) -> None:
+        self.state, self.deployment, self.port, self.lease_s = state, deployment, port, lease_s
         self.key = self.engine_name = ""
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -73,7 +75,11 @@ class KilledYard:
                 stderr=log,
                 pass_fds=[told],
                 start_new_session=True,
-                env={**os.environ, "MODELYARD_STATE": str(self.state.root)},
+                env={
+                    **os.environ,
+                    "MODELYARD_STATE": str(self.state.root),
+                    "MODELYARD_LEASE_S": str(self.lease_s),
+                },
             )
         os.close(told)
         with os.fdopen(outcome, "rb") as pipe:
@@ -227,11 +233,13 @@ def fake_wanted(replicas: int, knobs: dict[str, float | int | str | bool]) -> wa
 
 
 @contextlib.contextmanager
-def fake_yard(folder: Path, replicas: int, knobs: dict[str, float | int | str | bool]) -> Generator[KilledYard]:
+def fake_yard(
+    folder: Path, replicas: int, knobs: dict[str, float | int | str | bool], lease_s: float = LEASE_S
+) -> Generator[KilledYard]:
     """A yard that serves FakeEngines; ended with the block."""
     state = open_state(folder)
     wanted.save(state, fake_wanted(replicas, knobs))
-    yard = KilledYard(state, "fake", free_port())
+    yard = KilledYard(state, "fake", free_port(), lease_s)
     yard.start()
     try:
         yield yard

@@ -18,7 +18,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import kills_processes
-from benchmarks.kills import FAKE_KNOBS, Scene, play
+from benchmarks.kills import Scene, play
 from benchmarks.kills_client import Answer, Question, Verdict, counts_of, judge
 from benchmarks.kills_journal import check
 from benchmarks.kills_rows import Bounds
@@ -42,7 +42,7 @@ def folder() -> Generator[Path]:
 @pytest.mark.parametrize("target", ["engine", "shim", "control", "gateway", "yard", "yard, started at once"])
 async def test_what_is_promised_holds_when_it_is_killed_under_load(target: str, folder: Path) -> None:
     scene = Scene((target,), 2, 8, (2, 20), (0.1, 0.4), 60.0, Bounds().times(6))
-    with fake_yard(folder / "state", scene.replicas, FAKE_KNOBS) as yard:
+    with fake_yard(folder / "state", scene.replicas, {"token_interval_s": 0.004}, lease_s=2.0) as yard:
         result = await play(scene, yard, scene.rows, 2, random.Random(target))
     (row,) = result.rows
     assert row.problems == []
