@@ -61,6 +61,8 @@ from modelyard.verify.report import Report as Proof
 PROBE_WHILE_LOADING_S = 0.1
 PROBE_WHILE_DRAINING_S = 0.2
 PROBE_WHILE_READY_S = 2.0
+# One miss says little: what it means shall be known soon.
+PROBE_AFTER_MISS_S = 0.5
 # The gateway looks at the topology ten times a second; a request that it sent before may need a moment to be counted.
 UNROUTED_FOR_SURE_S = 0.5
 # A shim whose connection broke dials again at once, unless it is gone.
@@ -350,7 +352,7 @@ class ReplicaLoop:
             case "draining":
                 return PROBE_WHILE_DRAINING_S
             case _:
-                return PROBE_WHILE_READY_S
+                return PROBE_AFTER_MISS_S if self.state.misses else PROBE_WHILE_READY_S
 
     # Time and tasks.
 
