@@ -46,8 +46,8 @@ def uv_environ(index: PackageIndex, base: Mapping[str, str]) -> dict[str, str]:
     """The environment of a uv process: `base` with the index settings in uv's own variables.
 
     Fields of `index` that are empty leave uv its configuration files (uv.toml). Proxies and credentials (HTTPS_PROXY,
-    UV_INDEX_*_PASSWORD, netrc) pass through from `base`. The extra indexes come before the default one and the first
-    that knows a package wins: uv's protection against a stranger's package of the same name on a public index."""
+    UV_INDEX_*_PASSWORD, netrc) pass through from `base`. The extra indexes come before the default one; the first that
+    knows a package wins, uv's protection against a stranger's package of the same name, unless they are pip's."""
     env = {name: value for name, value in base.items() if name not in _REPLACED and name not in _MISLEADING}
     if index.index_url:
         env["UV_DEFAULT_INDEX"] = index.index_url
@@ -55,8 +55,12 @@ def uv_environ(index: PackageIndex, base: Mapping[str, str]) -> dict[str, str]:
         env["UV_INDEX"] = " ".join(extra)
     if index.find_links:
         env["UV_FIND_LINKS"] = ",".join(index.find_links)
+    if extra and index.indexes_are_equal:
+        env["UV_INDEX_STRATEGY"] = "unsafe-best-match"
     if index.certificate:
         env["SSL_CERT_FILE"] = index.certificate
+    # The machine's trust store, as pip: behind a proxy or mirror with a certificate of its own nothing else works.
+    env["UV_SYSTEM_CERTS"] = "1"
     if index.offline:
         env["UV_OFFLINE"] = "1"
     env["UV_NO_PROGRESS"] = "1"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import configparser
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +12,15 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class PackageIndex:
-    """Where packages come from. Empty fields leave the package client its own configuration (pip's files included)."""
+    """Where packages come from; empty fields leave uv its own configuration. `indexes_are_equal`: the best version of
+    all indexes is taken, as pip does with its extra ones; otherwise the first index that knows a package decides."""
 
     index_url: str = ""
     extra_index_urls: tuple[str, ...] = ()
     find_links: tuple[str, ...] = ()
     certificate: str = ""
     offline: bool = False
+    indexes_are_equal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,22 +36,52 @@ class Settings:
 
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:
-    """Settings from `environ` (the process environment if None): MODELYARD_* first, then what pip and uv users have
-    already set (PIP_INDEX_URL, UV_INDEX_URL, PIP_FIND_LINKS, ...)."""
+    """Settings from `environ` (the process environment if None): MODELYARD_* first, then what users of uv and pip have
+    already set (UV_INDEX_URL, PIP_INDEX_URL, PIP_FIND_LINKS, ...), then what stands in pip's configuration files."""
     env = dict(os.environ if environ is None else environ)
     return Settings(
         state_dir=_state_dir(env),
-        index=PackageIndex(
-            index_url=_first(env, "MODELYARD_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"),
-            extra_index_urls=_words(env, "MODELYARD_EXTRA_INDEX_URL", "UV_EXTRA_INDEX_URL", "PIP_EXTRA_INDEX_URL"),
-            find_links=_words(env, "MODELYARD_FIND_LINKS", "UV_FIND_LINKS", "PIP_FIND_LINKS"),
-            certificate=_first(env, "MODELYARD_CA_FILE", "SSL_CERT_FILE", "PIP_CERT"),
-            offline=_first(env, "MODELYARD_OFFLINE", "UV_OFFLINE") not in ("", "0", "false"),
-        ),
+        index=_index(env),
         lease_s=float(_first(env, "MODELYARD_LEASE_S") or "5"),
         environ=env,
         command=env.get("MODELYARD_COMMAND") or "modelyard",
     )
+
+
+def _index(env: Mapping[str, str]) -> PackageIndex:
+    told = {**_pip_options(env), **env}
+    of_uv = _words(told, "MODELYARD_EXTRA_INDEX_URL", "UV_EXTRA_INDEX_URL")
+    return PackageIndex(
+        index_url=_first(told, "MODELYARD_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"),
+        extra_index_urls=of_uv or _words(told, "PIP_EXTRA_INDEX_URL"),
+        find_links=_words(told, "MODELYARD_FIND_LINKS", "UV_FIND_LINKS", "PIP_FIND_LINKS"),
+        certificate=_first(told, "MODELYARD_CA_FILE", "SSL_CERT_FILE", "PIP_CERT"),
+        offline=_first(told, "MODELYARD_OFFLINE", "UV_OFFLINE") not in ("", "0", "false"),
+        indexes_are_equal=not of_uv,
+    )
+
+
+def _pip_options(env: Mapping[str, str]) -> dict[str, str]:
+    """What stands in pip's configuration files, under the names of pip's own variables: uv reads neither.
+
+    Files and order: pip's documentation, "Configuration". A file that pip itself could not read is passed over."""
+    home = Path(env.get("HOME") or "/nonexistent")
+    system = [Path(folder) / "pip" for folder in (env.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")]
+    user = [home / ".pip", Path(env.get("XDG_CONFIG_HOME") or home / ".config") / "pip"]
+    files = [folder / "pip.conf" for folder in (*system, Path("/etc"), *user, Path(sys.prefix))]
+    if chosen := env.get("PIP_CONFIG_FILE"):
+        files = [] if chosen == os.devnull else [*files, Path(chosen)]
+    found: dict[str, str] = {}
+    for file in files:
+        parser = configparser.RawConfigParser()
+        try:
+            parser.read(file, encoding="utf-8")
+        except (configparser.Error, UnicodeDecodeError, OSError):
+            continue
+        for section in ("global", "install"):
+            if parser.has_section(section):
+                found |= {f"PIP_{key.upper().replace('-', '_')}": value for key, value in parser.items(section)}
+    return found
 
 
 def _state_dir(env: Mapping[str, str]) -> Path:

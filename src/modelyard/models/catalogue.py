@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from modelyard.records.base import Record
 
 
@@ -40,7 +42,7 @@ class Entry(Record):
     format: Literal["gguf"]
     file: PackagedFile
     probes: tuple[KnowledgeProbe, ...]
-    recommended: dict[str, float]
+    recommended: dict[str, float] = msgspec.field(default_factory=dict[str, float])
 
 
 SMOLLM2 = Entry(

@@ -262,7 +262,7 @@ def _reason(error: Exception) -> str:
 def _readable(core: Any, name: str) -> Any:
     try:
         value = core.get_property("CPU", name)
-    except Exception:  # a property this build of the plugin does not have: absent, not an error
+    except RuntimeError:  # a property this build of the plugin does not have: absent, not an error
         return None
     try:
         return json.loads(json.dumps(value))
