@@ -132,6 +132,7 @@ class UpstreamConnection(asyncio.Protocol):
     def release(self) -> None:
         """The response is whole: ready for the next request."""
         self._exchange = None
+        self._pieces = []
         self.used = True
         self._head_seen = self._done = self._between_chunks = self._aligned = False
         self._content_type = self._retry_after = b""
