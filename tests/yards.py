@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,6 +158,10 @@ class RunningYard:
         ):
             return msgspec.json.decode(await answer.read())
 
+    async def turn(self, *, name: str = "small", **knobs: object) -> None:
+        """Turn knobs of a running FakeEngine."""
+        await self.engine("POST", "/fake/knobs", knobs, name=name)
+
     # Files and processes.
 
     def topology(self) -> Topology:
@@ -183,7 +187,11 @@ class RunningYard:
 
 @asynccontextmanager
 async def running_yard(
-    state: StateDirectory, *wanted: Wanted, options: Iterable[str] = ("--port", "0"), **environ: str
+    state: StateDirectory,
+    *wanted: Wanted,
+    options: Iterable[str] = ("--port", "0"),
+    pass_fds: Sequence[int] = (),
+    **environ: str,
 ) -> AsyncGenerator[RunningYard]:
     """`python -m modelyard.yard` on `state`, serving `wanted`; whatever happens, nothing of it is left."""
     for one in wanted:
@@ -196,10 +204,13 @@ async def running_yard(
             stdout=log,
             stderr=log,
             env={**os.environ, "MODELYARD_STATE": str(state.root), **environ},
+            pass_fds=pass_fds,
         )
     try:
         listening = await _listening(state, process, before)
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as http:
+        # A connection for each request: none is judged by what happened to the one before it.
+        connector = aiohttp.TCPConnector(force_close=True)
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120), connector=connector) as http:
             yield RunningYard(state, process, listening, http)
     finally:
         if process.returncode is None:
@@ -263,12 +274,12 @@ def _numbers() -> list[int]:
 async def words_of(answer: aiohttp.ClientResponse, heard: Callable[[str], None] = lambda _: None) -> tuple[str, bool]:
     """The text of a stream, and whether it came to its end."""
     text, done = "", False
-    async for line in answer.content:
-        if line.startswith(b"data: [DONE]"):
-            done = True
-        elif line.startswith(b"data: "):
-            event = msgspec.json.decode(line[6:])
-            for choice in event.get("choices", []):
-                text += choice.get("delta", {}).get("content") or ""
-            heard(text)
+    with suppress(aiohttp.ClientPayloadError, ConnectionResetError):
+        async for line in answer.content:
+            done = done or line.startswith(b"data: [DONE]")
+            if line.startswith(b"data: {"):
+                event = msgspec.json.decode(line[6:])
+                for choice in event.get("choices", []):
+                    text += choice.get("delta", {}).get("content") or ""
+                heard(text)
     return text, done

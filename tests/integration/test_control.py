@@ -24,11 +24,12 @@ async def kill_control(yard: RunningYard, eventually: Eventually) -> None:
 async def test_a_killed_control_adopts_its_engines_and_no_request_notices(
     state: StateDirectory, eventually: Eventually
 ) -> None:
-    async with running_yard(state, fake_wanted(replicas=2, token_interval_s=0.02)) as yard:
+    async with running_yard(state, fake_wanted(replicas=2)) as yard:
         await yard.make_key()
         await yard.open()
         await eventually(lambda: len(yard.route().replicas) == 2)
         before, engines = yard.topology(), engine_pids(state)
+        await yard.turn(token_interval_s=0.02)
         async with yard.chat(stream=True, max_tokens=60) as answer:
             await kill_control(yard, eventually)
             assert (await yard.ask())[0] == 200
@@ -131,7 +132,7 @@ async def test_an_engine_that_crashes_comes_back_and_its_clients_are_told_to_wai
     async with running_yard(state, fake_wanted(startup_s=0.5)) as yard:
         await yard.make_key()
         first = (await yard.open()).replicas[0].launch
-        await yard.engine("POST", "/fake/knobs", {"crash_after_tokens": 2})
+        await yard.turn(crash_after_tokens=2)
         await yard.ask()
         await eventually(lambda: not yard.route().open)
         await yard.gateway_follows()
@@ -190,7 +191,7 @@ async def test_an_engine_that_hangs_behind_a_healthy_face_is_killed_and_started_
     async with running_yard(state, fake_wanted(hang_timeout_s=3.0)) as yard:
         await yard.make_key()
         first = (await yard.open()).replicas[0].launch
-        await yard.engine("POST", "/fake/knobs", {"hang_after_tokens": 2})
+        await yard.turn(hang_after_tokens=2)
         asked = asyncio.create_task(yard.ask(max_tokens=50))
 
         async def started_again() -> bool:
@@ -207,9 +208,10 @@ async def test_an_engine_that_hangs_behind_a_healthy_face_is_killed_and_started_
 async def test_a_restart_waits_for_the_answers_that_are_on_their_way(
     state: StateDirectory, eventually: Eventually
 ) -> None:
-    async with running_yard(state, fake_wanted(token_interval_s=0.02, tokens=200)) as yard:
+    async with running_yard(state, fake_wanted(tokens=200)) as yard:
         await yard.make_key()
         first = (await yard.open()).replicas[0].launch
+        await yard.turn(token_interval_s=0.02)
         async with yard.chat(stream=True, max_tokens=100) as answer:
             restart = asyncio.create_task(yard.admin("POST", "/deployments/small/restart"))
             await eventually(lambda: not yard.route().open)
@@ -224,9 +226,10 @@ async def test_a_restart_waits_for_the_answers_that_are_on_their_way(
 async def test_a_removed_deployment_finishes_its_answers_and_is_forgotten(
     state: StateDirectory, eventually: Eventually
 ) -> None:
-    async with running_yard(state, fake_wanted(token_interval_s=0.02, tokens=200)) as yard:
+    async with running_yard(state, fake_wanted(tokens=200)) as yard:
         await yard.make_key()
         await yard.open()
+        await yard.turn(token_interval_s=0.02)
         async with yard.chat(stream=True, max_tokens=100) as answer:
             removal = asyncio.create_task(yard.admin("DELETE", "/deployments/small"))
             again = asyncio.create_task(yard.admin("DELETE", "/deployments/small"))
@@ -241,9 +244,10 @@ async def test_a_removed_deployment_finishes_its_answers_and_is_forgotten(
 
 
 async def test_a_drain_ends_when_its_time_is_over(state: StateDirectory, eventually: Eventually) -> None:
-    async with running_yard(state, fake_wanted(token_interval_s=0.05, tokens=4000, drain_timeout_s=0.5)) as yard:
+    async with running_yard(state, fake_wanted(tokens=4000, drain_timeout_s=0.5)) as yard:
         await yard.make_key()
         await yard.open()
+        await yard.turn(token_interval_s=0.05)
         async with yard.chat(stream=True, max_tokens=4000) as answer:
             assert (await yard.admin("DELETE", "/deployments/small"))[0] == 200
             _, done = await words_of(answer)
@@ -288,7 +292,7 @@ async def test_evidence_that_turns_red_closes_an_open_route(state: StateDirector
     async with running_yard(state, fake_wanted()) as yard:
         await yard.make_key()
         await yard.open()
-        await yard.engine("POST", "/fake/knobs", {"facts": False})
+        await yard.turn(facts=False)
         status, report = await yard.admin("POST", "/deployments/small/verify")
         assert status == 200
         assert [one["check"] for one in report["evidence"] if one["verdict"] == "red"] == ["knowledge-1"]

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO
 
+from modelyard.lifeline import die_with_parent
+
 BACKOFF_BASE_S = 0.1
 # Many times as long as a start takes: who lived longer did not die of it, and the next start is at once again.
 STEADY_AFTER_S = 5.0
@@ -40,6 +42,8 @@ class Child:
             stderr=self.log,
             pass_fds=self.descriptors,
             env=self.environ,
+            # From the first instruction: a child that still loads its modules holds our port already. (One thread: safe.)
+            preexec_fn=die_with_parent,
             # A Ctrl-C at the terminal reaches yard alone; it decides who ends when.
             process_group=0,
         )
