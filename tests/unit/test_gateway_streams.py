@@ -267,3 +267,34 @@ def test_what_an_engine_refuses_is_told_and_what_it_fails_at_is_named(
 def test_an_answer_that_is_no_object_is_a_broken_one(answer: bytes) -> None:
     with pytest.raises(BrokenStream):
         usage_of(answer)
+
+
+def test_every_pair_of_cuts_near_the_ends_of_chunks_gives_the_same_events(tmp_path: Path) -> None:
+    """A read that ends inside a chunk's head leaves the next one unaligned, however well that one ends."""
+    said = [EVENTS[0], EVENTS[1], USAGE_EVENT, DONE]
+    whole = STREAM_HEAD + chunked(*said) + LAST_CHUNK
+    ends = [len(STREAM_HEAD) + len(chunked(*said[:count])) for count in range(len(said) + 1)]
+    near = sorted({end + step for end in ends for step in range(-4, 5)})
+    world = World(tmp_path)
+    for first in near:
+        for second in near:
+            received = relay(world, cut(whole, [first, second]))
+            [(_, _, body)] = split_responses(received)
+            assert body == EVENTS[0] + EVENTS[1] + DONE, (first, second)
+            world.worker.admissions["m"].seats["r0"].pool.close()
+            world.worker.admissions["m"].seats["r0"].pool.closed = False
+
+
+async def test_a_used_connection_that_dies_after_its_first_byte_is_not_retried(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    client, to_client = world.client()
+    engine, to_engine = world.engine()
+    client.data_received(post(chat()))
+    engine.data_received(answer())
+    client.data_received(post(chat()))
+    to_client.take()
+    engine.data_received(b"HTTP/1.1 200")
+    to_engine.lose()
+    [(status, _, _)] = split_responses(to_client.take())
+    assert status == 503
+    assert [record.attempts for record in world.records()] == [1, 1]
