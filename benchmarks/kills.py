@@ -67,7 +67,23 @@ class Scene:
 
 FAKE_SCENES = (
     Scene(("engine",), 1, 8, (4, 40), (0.3, 1.2), 20.0),
-    Scene(("engine", "shim", "control", "gateway", "yard", "yard, started at once"), 2, 12, (4, 40), (0.3, 1.2), 20.0),
+    Scene(
+        (
+            "engine",
+            "shim",
+            "control",
+            "engine, then control",
+            "gateway",
+            "yard",
+            "yard, started at once",
+            "yard that starts",
+        ),
+        2,
+        12,
+        (4, 40),
+        (0.3, 1.2),
+        20.0,
+    ),
     Scene(("engine stopped",), 2, 12, (4, 40), (0.3, 1.2), 90.0),
 )
 REAL_SCENE = Scene(("engine", "shim", "control", "gateway", "yard"), 1, 4, (8, 48), (1.0, 5.0), 120.0)

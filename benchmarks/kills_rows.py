@@ -225,6 +225,17 @@ async def kill_control(site: Site, row: Row) -> None:
     _check_engines(site, row)
 
 
+async def kill_engine_then_control(site: Site, row: Row) -> None:
+    """Control dies somewhere between the engine's death and its replacement: the next one finds half a story."""
+    await site.fresh_history(row)
+    await site.under_load()
+    victim = site.rng.choice(site.yard.engines())
+    at = site.strike(row, victim.members)
+    await asyncio.sleep(site.rng.uniform(0.0, site.load_s + 0.5))
+    os.kill(site.yard.child("control").pid, signal.SIGKILL)
+    await _replaced(site, row, victim, at, site.ready_again_s + ADOPTED_FOR_SURE_S)
+
+
 async def kill_gateway(site: Site, row: Row) -> None:
     """Its connections are reset; the next gateway answers those that wait in the socket's backlog."""
     await site.under_load()
@@ -269,6 +280,17 @@ async def kill_yard_and_start(site: Site, row: Row) -> None:
     await _serves_again(site, row)
 
 
+async def kill_yard_that_starts(site: Site, row: Row) -> None:
+    """Killed again while it starts, and once more started: nothing half made stands in its way."""
+    await site.under_load()
+    await _kill_yard(site, row)
+    await asyncio.sleep(site.rng.choice((0.0, site.yard.lease_s)))
+    await _start(site, row)
+    await asyncio.sleep(site.rng.uniform(0.0, site.load_s + 0.5))
+    site.yard.kill()
+    await _serves_again(site, row)
+
+
 async def _kill_yard(site: Site, row: Row) -> tuple[float, frozenset[Process], frozenset[int]]:
     recorded = site.yard.processes()
     ports = kills_processes.listening_ports(recorded)
@@ -296,7 +318,7 @@ def _remains(site: Site, recorded: frozenset[Process], ports: frozenset[int]) ->
 
 async def _serves_again(site: Site, row: Row) -> None:
     began = time.monotonic()
-    site.yard.start()
+    await _start(site, row)
     started_at, bound_s = time.monotonic(), site.ready_again_s + site.bounds.recovered_s
     is_serving = await until(site.is_answered, bound_s, every_s=0.1)
     row.within("serves again", None if is_serving is None else time.monotonic() - began, bound_s)
@@ -307,6 +329,15 @@ async def _serves_again(site: Site, row: Row) -> None:
     if not site.yard.state.rendezvous.is_socket():
         row.wrong("the shims' socket is not there after the start")
     _check_engines(site, row)
+
+
+async def _start(site: Site, row: Row) -> None:
+    try:
+        site.yard.start()
+    except CannotMeasure as refused:
+        row.wrong(str(refused))
+        await asyncio.sleep(site.bounds.gone_s)
+        site.yard.start()
 
 
 def _check_engines(site: Site, row: Row) -> None:
@@ -336,8 +367,10 @@ CAMPAIGNS: dict[str, Campaign] = {
     "engine": kill_engine,
     "shim": kill_shim,
     "control": kill_control,
+    "engine, then control": kill_engine_then_control,
     "gateway": kill_gateway,
     "yard": kill_yard,
     "yard, started at once": kill_yard_and_start,
+    "yard that starts": kill_yard_that_starts,
     "engine stopped": stop_engine,
 }

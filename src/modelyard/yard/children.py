@@ -42,7 +42,7 @@ class Child:
             stderr=self.log,
             pass_fds=self.descriptors,
             env=self.environ,
-            # From the first instruction: a child that still loads its modules holds our port already. (One thread: safe.)
+            # From the first instruction: a child that still loads its modules holds our port already.
             preexec_fn=die_with_parent,
             # A Ctrl-C at the terminal reaches yard alone; it decides who ends when.
             process_group=0,
