@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,8 +25,13 @@ from benchmarks.kills_journal import check
 from benchmarks.kills_rows import Bounds
 from benchmarks.kills_yard import fake_yard
 
+from modelyard.engines.contract import LaunchSpec, Probes
 from modelyard.gateway.journal import JournalWriter
+from modelyard.node.lease import Lease
+from modelyard.node.shim_wire import ShimSpec
+from modelyard.records.base import encode
 from modelyard.records.journal import Outcome, RequestRecord
+from modelyard.state import StateDirectory
 
 STREAMED = Question(b"", stream=True, expected="w0 w1")
 PLAIN = Question(b"", stream=False, expected="w0 w1")
@@ -39,7 +45,7 @@ def folder() -> Generator[Path]:
         yield Path(name)
 
 
-@pytest.mark.parametrize("target", ["engine", "shim", "control", "gateway", "yard", "yard, started at once"])
+@pytest.mark.parametrize("target", ["engine", "shim", "control", "gateway", "yard", "yard that starts"])
 async def test_what_is_promised_holds_when_it_is_killed_under_load(target: str, folder: Path) -> None:
     scene = Scene((target,), 2, 8, (2, 20), (0.1, 0.4), 60.0, Bounds().times(6))
     with fake_yard(folder / "state", scene.replicas, {"token_interval_s": 0.004}, lease_s=2.0) as yard:
@@ -51,8 +57,43 @@ async def test_what_is_promised_holds_when_it_is_killed_under_load(target: str, 
     assert row.kills == 2 and row.in_flight >= 4
     counts = counts_of(row.answers)
     assert counts["whole"] > 0 and result.journal.received >= counts["whole"]
-    resets = row.in_flight if target in ("gateway", "yard", "yard, started at once") else 0
+    resets = row.in_flight if target in ("gateway", "yard", "yard that starts") else 0
     assert counts["reset"] <= resets
+
+
+@pytest.mark.parametrize("is_started_again", [True, False])
+def test_a_shim_without_a_lease_removes_the_socket_of_a_dead_yard_only(
+    state: StateDirectory, is_started_again: bool
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as yard, Lease(state.lease) as lease:
+        yard.bind(str(state.rendezvous))
+        yard.listen()
+        lease.renew()
+        shim = ShimSpec(
+            replica="r0",
+            launch="1",
+            folder=str(state.launches / "r0-1"),
+            spec=LaunchSpec(
+                argv=("sleep", "600"),
+                environ={"PATH": "/usr/bin:/bin"},
+                cwd="/",
+                files={},
+                address=f"unix:{state.sockets / 'engine.sock'}",
+                probes=Probes(health_path="/health", metrics_path=None),
+                effective={},
+            ),
+            rendezvous=str(state.rendezvous),
+            lease=str(state.lease),
+            log_path=str(state.logs / "r0.log"),
+            lease_s=0.5,
+        )
+        file = state.launches / "r0-1.json"
+        file.write_bytes(encode(shim))
+        if not is_started_again:
+            yard.close()
+        subprocess.run([sys.executable, "-I", "-m", "modelyard.node.shim", str(file)], check=True, timeout=60)
+    assert state.rendezvous.is_socket() == is_started_again
+    assert [path.name for path in state.sockets.iterdir()] == (["shims.sock"] if is_started_again else [])
 
 
 # What the campaign itself must notice.
