@@ -168,6 +168,12 @@ class Exchange:
         except BrokenStream as broken:
             self._upstream_broken(str(broken))
 
+    def upstream_whole(self, body: bytes) -> None:
+        try:
+            self._answer_done(body)
+        except BrokenStream as broken:
+            self._upstream_broken(str(broken))
+
     def upstream_lost(self, cause: str) -> None:
         """The engine's connection ended before its answer did."""
         connection, self.connection = self.connection, None

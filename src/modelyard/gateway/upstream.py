@@ -14,6 +14,7 @@ import httptools
 
 from modelyard.errors import UsageError
 from modelyard.gateway.limits import WIRE
+from modelyard.gateway.repeated_head import RepeatedHead
 
 
 class Exchange(Protocol):
@@ -28,6 +29,10 @@ class Exchange(Protocol):
 
     def upstream_read(self, raw: bytes, pieces: list[bytes], done: bool) -> None:
         """The body `pieces` of one read; `raw` is the read itself where it is made of whole chunks, else empty."""
+        ...
+
+    def upstream_whole(self, body: bytes) -> None:
+        """A 200 with a plain body, all of it in one read, in place of head and reads."""
         ...
 
     def upstream_lost(self, cause: str) -> None: ...
@@ -98,10 +103,12 @@ class UpstreamConnection(asyncio.Protocol):
         "_done",
         "_exchange",
         "_head_seen",
+        "_is_plain",
         "_parser",
         "_pieces",
         "_retry_after",
         "_transport",
+        "_whole",
         "answered",
         "idle_since",
         "usable",
@@ -114,7 +121,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._pieces: list[bytes] = []
         self._content_type = self._retry_after = b""
-        self._head_seen = self._done = self._between_chunks = self._aligned = False
+        self._head_seen = self._done = self._between_chunks = self._aligned = self._is_plain = False
+        self._whole: RepeatedHead | None = None
         self.usable = True
         self.used = False
         self.answered = False
@@ -176,6 +184,10 @@ class UpstreamConnection(asyncio.Protocol):
         # The common read in the middle of a stream. The parser stands between two chunks: it need not see this one.
         if self._aligned and _is_one_event(data) and exchange.upstream_chunk(data):
             return
+        if not self.answered and self._whole is not None and (body := self._whole.body(data)) is not None:
+            self.answered = True
+            exchange.upstream_whole(body)
+            return
         first_read, self.answered = not self.answered, True
         in_head, aligned = not self._head_seen, self._aligned
         self._pieces = []
@@ -187,6 +199,8 @@ class UpstreamConnection(asyncio.Protocol):
         if not self._head_seen or self._exchange is None:
             return
         if in_head and first_read:
+            if self._done and self._is_plain:
+                self._whole = RepeatedHead.of(data)
             data, aligned = data[data.find(b"\r\n\r\n") + 4 :], True
         # Between chunks, and not a byte of the next one's head: an event's end cannot be part of that.
         self._aligned = self._between_chunks and (data.endswith(b"\n\n\r\n") or (in_head and not data))
@@ -218,6 +232,7 @@ class UpstreamConnection(asyncio.Protocol):
         if status < 200:
             raise ValueError(f"an unexpected head with status {status}")
         self._head_seen = True
+        self._is_plain = status == 200 and self._content_type == b"application/json" and not self._between_chunks
         assert self._exchange is not None
         self._exchange.upstream_head(status, self._content_type, self._retry_after)
 
@@ -232,6 +247,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._done = True
         # Only here does the parser know: once it has moved on, it has forgotten.
         self.usable = self._parser.should_keep_alive()
+        self._is_plain = self._is_plain and self.usable
 
 
 def _is_one_event(data: bytes) -> bool:
