@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import IO
 
 from modelyard.lifeline import die_with_parent
@@ -30,10 +30,24 @@ class Child:
     started_at: float = 0.0
     start_again_at: float = 0.0
     ends_in_a_row: int = 0
-    starts: int = field(default=0)
 
-    def start(self, now: float) -> None:
-        self.starts += 1
+    def look(self, now: float, jitter: Callable[[], float], say: Callable[[str], None]) -> None:
+        """Reap it if it ended, and start it (again) when its back-off (full jitter) is over. The first restart is at
+        once: clients are waiting in the socket's backlog."""
+        if self.process is not None:
+            status = self.process.poll()
+            if status is None:
+                return
+            self.process = None
+            self._back_off(f"ended ({_words(status)})", now, jitter, say)
+        if now >= self.start_again_at:
+            try:
+                self._start(now)
+            except (OSError, subprocess.SubprocessError) as error:
+                # No memory or no process left: that passes, and what runs already must not end for it.
+                self._back_off(f"cannot be started ({error})", now, jitter, say)
+
+    def _start(self, now: float) -> None:
         self.started_at = now
         self.process = subprocess.Popen(
             self.argv,
@@ -48,24 +62,12 @@ class Child:
             process_group=0,
         )
 
-    def look(self, now: float, jitter: Callable[[], float], say: Callable[[str], None]) -> None:
-        """Reap it if it ended, and start it again when its back-off (full jitter) is over. The first restart is at
-        once: clients are waiting in the socket's backlog."""
-        if self.process is None:
-            if now >= self.start_again_at:
-                self.start(now)
-            return
-        status = self.process.poll()
-        if status is None:
-            return
-        self.process = None
+    def _back_off(self, what: str, now: float, jitter: Callable[[], float], say: Callable[[str], None]) -> None:
         self.ends_in_a_row = 1 if now - self.started_at > STEADY_AFTER_S else self.ends_in_a_row + 1
         most = min(self.backoff_cap_s, BACKOFF_BASE_S * 2**self.ends_in_a_row) if self.ends_in_a_row > 1 else 0.0
         delay_s = jitter() * most
         self.start_again_at = now + delay_s
-        say(f"{self.role} ended ({_words(status)}); starts again in {delay_s:.1f} s")
-        if delay_s == 0.0:
-            self.start(now)
+        say(f"{self.role} {what}; starts again in {delay_s:.1f} s")
 
     def signal(self, number: int) -> None:
         """To this very child, never to a bare pid: a process that we have not reaped keeps its number."""
