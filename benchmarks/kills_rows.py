@@ -165,11 +165,11 @@ def check_resets(site: Site, row: Row, first: int, at: float) -> None:
 
 
 async def kill_engine(site: Site, row: Row) -> None:
-    """Any process of an engine's group: its replica is ready again with a new launch."""
+    """Each process of an engine's group in turn: its replica is ready again with a new launch."""
     await site.fresh_history(row)
     await site.under_load()
     victim = site.rng.choice(site.yard.engines())
-    at = site.strike(row, (site.rng.choice(victim.members),))
+    at = site.strike(row, (victim.members[row.kills % len(victim.members)],))
     await _replaced(site, row, victim, at, site.ready_again_s)
 
 
