@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ async def kill(yard: RunningYard, role: str, eventually: Eventually) -> None:
     old = yard.child(role)
     os.kill(old, signal.SIGKILL)
     await eventually(lambda: yard.child(role) not in (0, old), what=f"another {role}")
+
+
+def is_gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
 
 
 async def start(state: StateDirectory, *options: str) -> tuple[int, Listening | StartFailed]:
@@ -51,7 +56,7 @@ async def test_a_killed_gateway_is_back_at_once_and_no_connection_is_refused(
         for _ in range(3):
             old = yard.child("gateway")
             os.kill(old, signal.SIGKILL)
-            await eventually(lambda: not Path(f"/proc/{old}").exists())
+            await eventually(partial(is_gone, old))
             # The socket is yard's: this request waits in its backlog for the next gateway.
             assert (await yard.ask())[0] == 200
             assert yard.child("gateway") != old

@@ -15,6 +15,7 @@ from modelyard.hardware.machine import Machine
 from modelyard.models.card import Card
 from modelyard.planning.memory import RESERVED_BYTES
 from modelyard.planning.plan import plan
+from modelyard.records.base import decode, encode
 from modelyard.records.plan import Artifact, Plan, Prediction
 from modelyard.spec.deployment import Deployment, Limits, Timeouts
 from modelyard.spec.sizes import ByteSize
@@ -288,3 +289,9 @@ def test_memory_rises_with_context_and_with_concurrency(a: int, b: int, m: int, 
     large = planned(wanted(limits=Limits(context_tokens=max(a, b), max_in_flight=max(m, n))), memory_bytes=999 * GIB)
     for part in ("value", "low", "high"):
         assert getattr(predicted(small, "memory"), part) <= getattr(predicted(large, "memory"), part)
+
+
+def test_a_plan_with_every_limit_can_be_written_down() -> None:
+    limits = Limits(kv_cache=ByteSize(GIB), memory=ByteSize(8 * GIB), context_tokens=2048, max_in_flight=2)
+    made = planned(wanted(limits=limits))
+    assert decode(encode(made), Plan) == made

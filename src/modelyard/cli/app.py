@@ -21,9 +21,13 @@ from modelyard.cli.status import restart, status, verify
 from modelyard.cli.up import up
 from modelyard.errors import ModelyardError
 
-EXIT_CODES = """Exit codes: 0 done · 1 failed · 2 usage or deployment file · 3 environment · 4 model refused or not
-fetched · 5 cannot plan · 6 engine failed · 7 verification red · 8 address in use or refused · 9 locked or not running
-· 130 interrupted."""
+EXIT_CODES = (
+    "Exit codes: 0 done · 1 failed · 2 usage or deployment file · 3 environment · 4 model refused or not fetched · "
+    "5 cannot plan · 6 engine failed · 7 verification red · 8 address in use or refused · 9 locked or not running · "
+    "130 interrupted."
+)
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="modelyard",
@@ -66,6 +70,7 @@ def run() -> None:
         complain(error.format_message(), "modelyard --help, or modelyard COMMAND --help")
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:
         complain("interrupted")
-        sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)

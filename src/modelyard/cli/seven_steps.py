@@ -65,7 +65,7 @@ class SevenSteps:
                 current = Current(advance)
                 yield current
         except BaseException as error:
-            self._finish(name, str(error) or type(error).__name__, time.monotonic() - began, ok=False)
+            self._finish(name, _in_a_line(error), time.monotonic() - began, ok=False)
             raise
         self._finish(name, current.result, time.monotonic() - began, ok=current.ok)
 
@@ -100,6 +100,13 @@ class SevenSteps:
         with Progress(*columns, console=self.console, transient=True) as progress:
             task = progress.add_task("", total=None)
             yield _advancing(progress, task)
+
+
+def _in_a_line(error: BaseException) -> str:
+    """The whole of it follows where the command ends."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _advancing(progress: Progress, task: TaskID) -> Advance:

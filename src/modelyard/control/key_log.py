@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 
 import msgspec
 
 from modelyard.clock import Clock
-from modelyard.errors import UsageError
+from modelyard.errors import ModelyardError, UsageError
 from modelyard.records.base import encode
 from modelyard.records.keys import KeyCreated, KeyEvent, KeyRecord, KeyRevoked, Scopes
 from modelyard.records.secrets import NewKey, new_key
@@ -56,7 +57,8 @@ class KeyWriter:
         """Ends a key and every key below it. Raises UsageError where there is none."""
         if key_id not in self._keys:
             raise UsageError(f"there is no key {key_id!r}", hint="modelyard keys list")
-        self._append(KeyRevoked(id=key_id, at=self._clock.wall()))
+        if key_id not in self._revoked:
+            self._append(KeyRevoked(id=key_id, at=self._clock.wall()))
 
     def listed(self) -> list[ListedKey]:
         return [self._listed(key) for key in self._keys.values()]
@@ -73,13 +75,9 @@ class KeyWriter:
             key.scopes.endpoints,
         )
 
-    def any_live(self) -> bool:
-        """Whether somebody could call. Keys of passing use (with an end) do not count."""
-        return any(key.expires_at is None and key.id not in self._revoked for key in self._keys.values())
-
     def _check_child(self, parent: str, scopes: Scopes, now: float) -> None:
         above = self._keys.get(parent)
-        if above is None or parent in self._revoked or (above.expires_at is not None and above.expires_at <= now):
+        if above is None or not all(self._is_live(key, now) for key in self._line(above)):
             raise UsageError(f"there is no live key {parent!r}", hint="modelyard keys list")
         for mine, theirs in (
             (scopes.deployments, above.scopes.deployments),
@@ -87,6 +85,16 @@ class KeyWriter:
         ):
             if theirs is not None and (mine is None or not set(mine) <= set(theirs)):
                 raise UsageError("a key never reaches further than its parent", hint="name fewer deployments")
+
+    def _line(self, key: KeyRecord) -> list[KeyRecord]:
+        """The key and those above it. A parent is written before its child, so that the line has an end."""
+        line = [key]
+        while (parent := line[-1].parent) is not None:
+            line.append(self._keys[parent])
+        return line
+
+    def _is_live(self, key: KeyRecord, now: float) -> bool:
+        return key.id not in self._revoked and (key.expires_at is None or now < key.expires_at)
 
     def _apply(self, event: KeyEvent) -> None:
         if isinstance(event, KeyCreated):
@@ -98,8 +106,11 @@ class KeyWriter:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             line = encode(event) + b"\n"
+            before = os.fstat(descriptor).st_size
             if os.write(descriptor, line) != len(line):
-                raise UsageError("the key log could not be written whole", hint="is the disk full?")
+                # The next line must not begin in the middle of this one.
+                os.ftruncate(descriptor, before)
+                raise ModelyardError("the key log could not be written whole", hint="is the disk full?")
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -115,8 +126,12 @@ class KeyWriter:
             return
 
     def _events(self) -> list[KeyEvent]:
-        try:
-            lines = self._path.read_bytes().splitlines()
-        except FileNotFoundError:
-            return []
-        return [_decoder.decode(line) for line in lines if line]
+        """What can be read; a line of another version is left where it is, as the gateway leaves it."""
+        events: list[KeyEvent] = []
+        with contextlib.suppress(FileNotFoundError):
+            for line in self._path.read_bytes().split(b"\n")[:-1]:
+                try:
+                    events.append(_decoder.decode(line))
+                except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                    print(f"error: {self._path}: {error}", flush=True)
+        return events

@@ -138,7 +138,8 @@ def _need(deployment: Deployment, card: Card, sized: Sized) -> Need:
         default_sequences=sized.default_sequences,
         asked_context_tokens=limits.context_tokens,
         asked_sequences=limits.max_in_flight,
-        asked_kv_bytes=limits.kv_cache,
+        # Plain numbers from here on: records are encoded, and a ByteSize is a matter of the file alone.
+        asked_kv_bytes=None if limits.kv_cache is None else int(limits.kv_cache),
     )
 
 
