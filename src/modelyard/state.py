@@ -7,8 +7,9 @@ import hashlib
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,6 +185,16 @@ def is_locked(path: Path) -> bool:
     return False
 
 
+def _taken(descriptor: int) -> bool:
+    """Not by the first refusal: whoever asks `is_locked` at this moment has the lock himself for an instant."""
+    for pause_s in (0.0, *(0.01,) * 20):
+        time.sleep(pause_s)
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    return False
+
+
 @contextmanager
 def locked(path: Path, *, holding: str, wait: bool = False) -> Generator[None]:
     """Hold an exclusive lock that the kernel frees when this process ends, however it ends.
@@ -191,10 +202,10 @@ def locked(path: Path, *, holding: str, wait: bool = False) -> Generator[None]:
     Raises StateLocked at once unless `wait`; `holding` says in the message what the other process is doing."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise StateLocked(f"another Modelyard process is {holding} ({path.parent})") from None
+        if wait:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        elif not _taken(descriptor):
+            raise StateLocked(f"another Modelyard process is {holding} ({path.parent})")
         yield
     finally:
         os.close(descriptor)

@@ -281,7 +281,7 @@ def test_restart_starts_the_engine_afresh_and_down_ends_everything(
     lines = command("up", "-d", "--json", check=True).lines
     proved = {line["step"]: line["result"] for line in lines[:-1]}["verification"]
     assert proved in (
-        "valid evidence with the same fingerprint; one question asked again",
+        "proved before, unchanged; one question asked again",
         "nothing changed: it was open already",
     )
     assert launch() != first
@@ -305,7 +305,7 @@ def test_evidence_outlives_a_stop_and_two_deployments_come_from_one_file(
     )
     lines = command("up", "-d", "--json", str(file), check=True).lines
     proved = {(line["deployment"], line["step"]): line["result"] for line in lines[:-1]}
-    assert proved["smollm2", "verification"] == "valid evidence with the same fingerprint; one question asked again"
+    assert proved["smollm2", "verification"] == "proved before, unchanged; one question asked again"
     assert proved["second", "verification"] == "19 of 19 checks green"
     assert lines[-1]["deployments"] == ["smollm2", "second"]
     assert lines[-1]["key"] is None, "the key from before is still good"

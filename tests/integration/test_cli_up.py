@@ -171,7 +171,7 @@ async def test_ctrl_c_in_the_foreground_stops_everything_and_is_no_failure(
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)
     assert (running.returncode, err) == (0, "")
-    assert "serving; Ctrl-C stops it" in out and "stopping: running requests finish" in out
+    assert "serving; Ctrl-C stops it" in out and "stopping: requests finish" in out
     assert processes_of(state) == {}
 
 

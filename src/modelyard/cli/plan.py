@@ -47,7 +47,8 @@ def _show(prepared: Prepared) -> None:
     planned = prepared.plan
     first = planned.replicas[0]
     say(
-        f"\n{planned.deployment}: {len(planned.replicas)} of {first.engine}, context {first.context_tokens:,} tokens, "
+        f"\n{planned.deployment}: {first.engine}, {len(planned.replicas)} replica(s), "
+        f"context {first.context_tokens:,} tokens, "
         f"{first.max_in_flight} requests at once"
     )
     if prepared.card is not None:
@@ -56,12 +57,16 @@ def _show(prepared: Prepared) -> None:
     table = Table("setting", "value", "reason", box=None, pad_edge=False)
     for setting in first.settings:
         table.add_row(setting.name, str(setting.value), setting.reason)
+    say("")
     OUT.print(table)
+    say("")
     table = Table("predicted", "value", "interval", box=None, pad_edge=False)
     for one in planned.predictions:
         value, low, high = (_amount(number, one.unit) for number in (one.value, one.low, one.high))
         table.add_row(one.what, value, f"{low} to {high}")
     OUT.print(table)
+    if planned.rejected:
+        say("")
     for rejected in planned.rejected:
         say(f"not {rejected.what}: {rejected.reason}")
 

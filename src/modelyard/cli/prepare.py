@@ -95,7 +95,8 @@ def _why_it_fits(planned: Plan) -> str:
     first = planned.replicas[0]
     memory = next((one for one in planned.predictions if one.unit == "bytes" and "memory" in one.what), None)
     needs = f", {show(memory.value)} predicted" if memory is not None else ""
-    return f"{len(planned.replicas)} of {first.engine}, {first.max_in_flight} requests at once{needs}"
+    count = f"{len(planned.replicas)} replica{'s' if len(planned.replicas) > 1 else ''}"
+    return f"{first.engine}, {count}, {first.max_in_flight} requests at once{needs}"
 
 
 def _wanted(deployment: Deployment, planned: Plan, installed: Installed) -> Wanted:

@@ -136,7 +136,7 @@ def _bring_up(
     `modelyard restart` tries again. One that is interrupted before it ever served is withdrawn."""
     steps = SevenSteps(deployment.name, OUT, as_json)
     if not as_json:
-        say(f"{deployment.name}: {deployment.model}")
+        say(deployment.name if deployment.name == deployment.model else f"{deployment.name}: {deployment.model}")
     wanted = prepare(deployment, state, settings, steps)
     before = desired.load(state, deployment.name)
     desired.save(state, wanted if before is None else _same_age(wanted, before))
@@ -201,5 +201,5 @@ def _terminated_like_interrupted() -> Generator[None]:
 
 def _stop(started: StartedYard, *, quietly: bool) -> None:
     if started.process.poll() is None and not quietly:
-        say("stopping: running requests finish, then the engines end (Ctrl-C again: at once)")
+        say("stopping: requests finish, then the engines end (Ctrl-C again: at once)")
     started.stop()

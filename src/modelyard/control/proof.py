@@ -59,7 +59,7 @@ async def prove(
     if proved and not afresh:
         report = await verify(target, clock=clock, on_result=heard, only=SMOKE)
         if report.green:
-            steps.add("proved", "valid evidence with the same fingerprint; one question asked again", replica=plan.name)
+            steps.add("proved", "proved before, unchanged; one question asked again", replica=plan.name)
             return report
     report = await verify(target, clock=clock, on_result=heard, only=EVERYTHING)
     save(state, report)
