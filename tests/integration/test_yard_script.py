@@ -4,6 +4,7 @@ The real thing, with a real index, is how these tests themselves were started: `
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -61,6 +62,7 @@ class Checkout:
     root: Path
     fake: Path
     environ: dict[str, str] = field(default_factory=dict)
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
     def venv(self) -> Path:
@@ -71,7 +73,7 @@ class Checkout:
         return any(self.venv.glob("complete-*"))
 
     def start(self, *arguments: str, cwd: Path | None = None, user: int | None = None) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [str(self.root / "yard"), *arguments],
             cwd=cwd or self.root,
             env=self.environ,
@@ -82,6 +84,15 @@ class Checkout:
             start_new_session=True,
             user=user,
         )
+        self.started.append(process)
+        return process
+
+    def end(self) -> None:
+        """Nothing that a failed test started lives on: each process has a group of its own."""
+        for process in self.started:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
 
     def run(self, *arguments: str, cwd: Path | None = None, user: int | None = None) -> tuple[int, str, str]:
         process = self.start(*arguments, cwd=cwd, user=user)
@@ -109,8 +120,10 @@ def make_checkout(folder: Path) -> Checkout:
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Checkout:
-    return make_checkout(tmp_path)
+def checkout(tmp_path: Path) -> Iterator[Checkout]:
+    made = make_checkout(tmp_path)
+    yield made
+    made.end()
 
 
 @pytest.mark.parametrize("arguments", [(), ("help",), ("--help",), ("-h",)])

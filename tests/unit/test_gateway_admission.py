@@ -192,3 +192,51 @@ def test_equals_take_turns() -> None:
 def test_a_forged_decision_does_not_replay() -> None:
     among = (Candidate(replica="a", in_flight=0, max_in_flight=1), Candidate(replica="b", in_flight=1, max_in_flight=2))
     assert not replay(Decision(replica="b", reason="least in flight", candidates=among))
+
+
+def test_a_replica_that_takes_no_connection_is_left_for_another_one() -> None:
+    admission = door(replica("a"), replica("b"))
+    crowd = Crowd(admission)
+    asker, _ = crowd.enter()
+    assert asker.seats is not None and asker.decision is not None
+    refused = asker.seats
+    assert admission.try_elsewhere(asker, refused)
+    assert asker.seats is not refused
+    assert (refused.in_flight, asker.seats.in_flight) == (0, 1)
+    assert replay(asker.decision)
+
+
+def test_what_refuses_gets_nothing_new_until_the_next_look() -> None:
+    admission = door(replica("a", cap=4), replica("b", cap=4))
+    crowd = Crowd(admission)
+    asker, _ = crowd.enter()
+    assert asker.seats is not None
+    refused = asker.seats
+    admission.try_elsewhere(asker, refused)
+    assert all(crowd.enter()[0].seats is not refused for _ in range(3))
+    admission.expire(0.0)
+    assert crowd.enter()[0].seats is refused
+
+
+def test_the_last_replica_is_tried_although_it_refused() -> None:
+    admission = door(replica("a", cap=4))
+    crowd = Crowd(admission)
+    asker, _ = crowd.enter()
+    assert asker.seats is not None
+    assert not admission.try_elsewhere(asker, asker.seats)
+    assert asker.seats.in_flight == 1
+    assert crowd.enter()[0].seats is asker.seats
+
+
+def test_nobody_in_the_queue_is_lost_when_a_replica_refuses() -> None:
+    admission = door(replica("a", cap=1), replica("b", cap=1))
+    crowd = Crowd(admission)
+    first, _ = crowd.enter()
+    second, _ = crowd.enter()
+    waiting, ticket = crowd.enter()
+    assert ticket is not None and first.seats is not None and second.seats is not None
+    assert not admission.try_elsewhere(first, first.seats)
+    admission.leave(first.seats)
+    assert waiting.seats is None and len(admission.queue) == 1
+    admission.expire(0.0)
+    assert waiting.seats is first.seats

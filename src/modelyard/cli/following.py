@@ -15,6 +15,8 @@ from modelyard.control.views import DeploymentView, ReplicaView
 from modelyard.errors import CheckFailed, EngineFailed, NotRunning, UsageError
 
 LOOK_EVERY_S = 0.1
+# The gateway looks at the topology ten times a second: once we say that the route is open, it is.
+GATEWAY_KNOWS_WITHIN_S = 0.25
 WATCH_EVERY_S = 0.5
 
 
@@ -25,6 +27,7 @@ def go_live(admin: Admin, name: str, url: str, steps: SevenSteps, after_step: in
     with steps.step("verification") as step:
         view, step.result = _until_decided(admin, name, step, steps, after_step)
     with steps.step("go-live") as step:
+        time.sleep(GATEWAY_KNOWS_WITHIN_S)
         step.result = f"route open: {url}"
     with steps.step("operation") as step:
         count = f"{len(view.replicas)} replica{'s' if len(view.replicas) > 1 else ''}"

@@ -18,11 +18,12 @@ from modelyard.records.topology import Deployment, Replica
 
 @dataclass(slots=True)
 class Seats:
-    """The places at one launch. `pool` holds its open connections."""
+    """The places at one launch. `pool` holds its open connections; `refusing` while it took no connection lately."""
 
     replica: Replica
     pool: Pool
     in_flight: int = 0
+    refusing: bool = False
 
 
 class Waiter(Protocol):
@@ -54,7 +55,7 @@ class Admission:
         if not deployment.open or not deployment.replicas:
             reason = deployment.reason or "no replica is ready"
             raise unavailable(f"{deployment.name!r} is not ready: {reason}", retry_after_s=deployment.retry_after_s)
-        if not self.queue and self._seat(waiter):
+        if not self.queue and self._seat(waiter, self._usable()):
             return None
         if len(self.queue) >= deployment.max_queued:
             raise unavailable(
@@ -65,6 +66,15 @@ class Admission:
         ticket = Queued(waiter, now + deployment.queue_timeout_s)
         self.queue.append(ticket)
         return ticket
+
+    def try_elsewhere(self, waiter: Waiter, refused: Seats) -> bool:
+        """`refused` took no connection: a seat at another replica in place of it, if one is free at this moment.
+        Nothing was sent yet, so nothing can happen twice."""
+        refused.refusing = True
+        if not self._seat(waiter, [one for one in self._usable() if not one.refusing]):
+            return False
+        self.leave(refused)
+        return True
 
     def leave(self, seats: Seats) -> None:
         """Give a seat back; the next in the queue gets one."""
@@ -81,7 +91,7 @@ class Admission:
                 ticket.waiter.not_seated(self.deployment.reason or "no replica is ready")
             elif self._free():
                 self.queue.popleft()
-                self._seat(ticket.waiter)
+                self._seat(ticket.waiter, self._usable())
             else:
                 return
 
@@ -91,21 +101,27 @@ class Admission:
             self.queue.remove(ticket)
 
     def expire(self, now: float) -> None:
-        """Turn away those whose deadline has passed; the queue is in order of arrival, so of deadline."""
+        """Turn away those whose deadline has passed; the queue is in order of arrival, so of deadline. A replica that
+        refused a connection is tried again after this look."""
+        for seats in self.seats.values():
+            seats.refusing = False
         while self.queue and self.queue[0].deadline <= now:
             self.queue.popleft().waiter.not_seated(f"waited {self.deployment.queue_timeout_s:g} s for a free replica")
+        self.advance()
+
+    def _usable(self) -> list[Seats]:
+        """Those that take requests; if all refuse connections, all of them: the last one is never taken away."""
+        open_ones = [one for one in self.seats.values() if not one.replica.draining]
+        return [one for one in open_ones if not one.refusing] or open_ones
 
     def _free(self) -> bool:
-        return any(
-            one.in_flight < one.replica.max_in_flight and not one.replica.draining for one in self.seats.values()
-        )
+        return any(one.in_flight < one.replica.max_in_flight for one in self._usable())
 
-    def _seat(self, waiter: Waiter) -> bool:
+    def _seat(self, waiter: Waiter, among: list[Seats]) -> bool:
         # A list first: a generator costs twice as much, and this runs for every request.
         candidates = [
-            Candidate(replica=name, in_flight=one.in_flight, max_in_flight=one.replica.max_in_flight)
-            for name, one in self.seats.items()
-            if not one.replica.draining
+            Candidate(replica=one.replica.name, in_flight=one.in_flight, max_in_flight=one.replica.max_in_flight)
+            for one in among
         ]
         decision = choose(tuple(candidates), self.turns)
         if decision.replica is None:

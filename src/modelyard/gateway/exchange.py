@@ -121,10 +121,13 @@ class Exchange:
         connection.send(self, _request_bytes(self.request.route.endpoint, self.body))
 
     async def _connect(self) -> None:
-        assert self.seats is not None
+        seats, admission = self.seats, self.admission
+        assert seats is not None and admission is not None
         try:
-            connection = await self.seats.pool.connect()
+            connection = await seats.pool.connect()
         except (OSError, TimeoutError) as error:
+            if self.ended or admission.try_elsewhere(self, seats):
+                return
             self._unavailable(f"the engine does not take connections ({type(error).__name__})")
             return
         if self.ended:
