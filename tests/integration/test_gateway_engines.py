@@ -211,6 +211,22 @@ async def test_an_engine_that_dies_before_its_first_byte_is_unavailable(
     assert [record.outcome for record in await journal(served, eventually, 2)] == ["upstream_failed"] * 2
 
 
+async def test_an_engine_that_takes_no_connection_costs_no_request_while_another_one_serves(
+    gateway: Gateway, engine: FakeEngine, eventually: Eventually
+) -> None:
+    async with FakeEngine() as dead:
+        gateway.publish(deployment(replica(dead.address, "dead"), replica(engine.address, "alive")))
+        await ready(gateway, eventually)
+        dead.kill()
+        await dead.ended()
+        async with gateway.client() as client:
+            answers = await asyncio.gather(*(client.chat.completions.create(**ASK) for _ in range(20)))
+    assert all("Tokyo" in (answer.choices[0].message.content or "") for answer in answers)
+    records = gateway.records()
+    assert {record.replica for record in records if record.endpoint.endswith("completions")} == {"alive"}
+    assert all(record.decision is None or replay(record.decision) for record in records)
+
+
 async def test_an_engine_that_hangs_is_given_up_after_its_time(
     gateway: Gateway, engine: FakeEngine, eventually: Eventually
 ) -> None:
