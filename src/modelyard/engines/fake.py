@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 from modelyard import __version__
-from modelyard.engines import prometheus_text
 from modelyard.engines.contract import (
     Addresses,
     Capabilities,
@@ -20,6 +19,7 @@ from modelyard.engines.contract import (
     Progress,
     Requirements,
 )
+from modelyard.engines.own_metrics import read_own_metrics
 from modelyard.records.plan import ReplicaPlan
 
 PROGRAM = Path(__file__).parents[1] / "testing" / "fake_engine.py"
@@ -81,19 +81,7 @@ class FakeAdapter:
             return None
 
     def read_metrics(self, text: str) -> EngineMetrics:
-        samples = prometheus_text.parse(text)
-
-        def value(name: str) -> float | None:
-            return prometheus_text.total(samples, f"modelyard_engine_{name}")
-
-        return EngineMetrics(
-            running=value("requests_running"),
-            waiting=value("requests_waiting"),
-            work_done=value("steps_total"),
-            prompt_tokens=value("prompt_tokens_total"),
-            generated_tokens=value("generation_tokens_total"),
-            kv_used_ratio=value("kv_cache_usage_ratio"),
-        )
+        return read_own_metrics(text)
 
     def explain_failure(self, exit: ExitReport) -> Failure:
         error = _last_error(exit.tail)

@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from modelyard.engines import prometheus_text
 from modelyard.engines.contract import (
     Addresses,
     Capabilities,
@@ -22,6 +21,7 @@ from modelyard.engines.contract import (
     Requirements,
 )
 from modelyard.engines.openvino_failures import explain
+from modelyard.engines.own_metrics import read_own_metrics
 from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue
 from modelyard.models.card import Card
 from modelyard.records.plan import ReplicaPlan, Setting
@@ -134,19 +134,7 @@ class OpenVino:
             return None
 
     def read_metrics(self, text: str) -> EngineMetrics:
-        samples = prometheus_text.parse(text)
-
-        def value(name: str) -> float | None:
-            return prometheus_text.total(samples, f"modelyard_engine_{name}")
-
-        return EngineMetrics(
-            running=value("requests_running"),
-            waiting=value("requests_waiting"),
-            work_done=value("steps_total"),
-            prompt_tokens=value("prompt_tokens_total"),
-            generated_tokens=value("generation_tokens_total"),
-            kv_used_ratio=value("kv_cache_usage_ratio"),
-        )
+        return read_own_metrics(text)
 
     def explain_failure(self, exit: ExitReport) -> Failure:
         return explain(exit)
