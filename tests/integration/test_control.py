@@ -300,6 +300,41 @@ async def test_evidence_that_turns_red_closes_an_open_route(state: StateDirector
         assert not yard.route().open
 
 
+async def test_requests_wait_while_a_serving_replica_is_proved_again(
+    state: StateDirectory, eventually: Eventually
+) -> None:
+    async with running_yard(state, fake_wanted()) as yard:
+        await yard.make_key()
+        await yard.open()
+        await yard.turn(token_interval_s=0.02)
+        async with yard.chat(stream=True, max_tokens=40) as answer:
+            proof = asyncio.create_task(yard.admin("POST", "/deployments/small/verify"))
+            await eventually(lambda: yard.route().replicas[0].draining)
+            waiting = asyncio.create_task(yard.ask())
+            text, done = await words_of(answer)
+        assert done and len(text.split()) == 40, "what ran before is finished first"
+        status, report = await proof
+        assert status == 200
+        assert {one["verdict"] for one in report["evidence"]} == {"green"}
+        assert (await waiting)[0] == 200, "what came meanwhile waited"
+        assert not yard.route().replicas[0].draining
+
+
+async def test_a_hold_ends_with_the_control_that_held(state: StateDirectory, eventually: Eventually) -> None:
+    async with running_yard(state, fake_wanted()) as yard:
+        await yard.make_key()
+        await yard.open()
+        await yard.turn(token_interval_s=0.1)
+        async with yard.chat(stream=True, max_tokens=30) as answer:
+            proof = asyncio.create_task(yard.admin("POST", "/deployments/small/verify"))
+            await eventually(lambda: yard.route().replicas[0].draining)
+            await kill_control(yard, eventually)
+            await eventually(lambda: not yard.route().replicas[0].draining)
+            assert (await words_of(answer))[1]
+        await proof
+        assert (await yard.ask())[0] == 200
+
+
 async def test_the_generation_of_the_topology_only_rises(state: StateDirectory, eventually: Eventually) -> None:
     seen: list[int] = []
     async with running_yard(state, fake_wanted()) as yard:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from modelyard.control import wanted as desired
 from modelyard.control.proof import prove
 from modelyard.control.replica_loop import ReplicaLoop, Surroundings, dismiss
+from modelyard.control.reproof import alone, due
 from modelyard.control.steps import Steps
 from modelyard.control.wanted import Wanted
 from modelyard.errors import NotRunning, UsageError
@@ -16,8 +17,10 @@ from modelyard.node import shims
 from modelyard.node.shim_wire import ShimSpec
 from modelyard.node.shims import ShimConnection
 from modelyard.records.base import UnreadableRecord, decode
+from modelyard.verify.evidence import latest
 from modelyard.verify.report import Report
 
+RENEWAL_LOOK_EVERY_S = 600.0
 # A shim dials at once; longer than this and it is not there.
 ADOPTION_GRACE_S = 3.0
 
@@ -105,27 +108,51 @@ class Fleet:
             self._around.publisher.remove(name)
 
     async def prove_again(self, name: str) -> Report:
-        """Ask every check of a serving replica once more; a red one closes its route and ends it."""
+        """Ask every check of a serving replica once more; a red one closes its route and ends it. Raises NotRunning
+        where none serves, or it is never alone."""
         running = self.get(name)
         for loop in running.replicas.values():
             launch = loop.launch
             if loop.state.phase == "ready" and launch is not None:
                 around = self._around
-                report = await prove(
-                    running.wanted,
-                    loop.plan,
-                    loop.engine,
-                    launch.spec,
-                    state=around.state,
-                    machine=around.machine,
-                    clock=around.clock,
-                    steps=running.steps,
-                    afresh=True,
-                )
+                async with alone(around.publisher, loop, launch):
+                    report = await prove(
+                        running.wanted,
+                        loop.plan,
+                        loop.engine,
+                        launch.spec,
+                        state=around.state,
+                        machine=around.machine,
+                        clock=around.clock,
+                        steps=running.steps,
+                        afresh=True,
+                    )
                 if not report.green:
                     await loop.refute(launch, report)
                 return report
         raise NotRunning(f"no replica of {name!r} is ready", hint=f"modelyard status {name}")
+
+    async def renew_forever(self) -> None:
+        """Prove again what serves before its evidence expires, at moments when it is quiet. Where none came for a day,
+        the replicas are drained and start anew: a launch without valid evidence is proved before it is routed."""
+        while True:
+            await asyncio.sleep(RENEWAL_LOOK_EVERY_S)
+            for name in tuple(self.running):
+                if name in self.running:
+                    await self.renew(name)
+
+    async def renew(self, name: str) -> None:
+        """One look at one deployment."""
+        running, around = self.running[name], self._around
+        when = due(latest(around.state, name), around.clock.wall())
+        if when == "no" or not any(loop.state.phase == "ready" for loop in running.replicas.values()):
+            return
+        try:
+            await self.prove_again(name)
+        except NotRunning as error:
+            running.steps.add("proof", error.message, ok=False)
+            if when == "expired":
+                await self.restart(name)
 
     async def stop_all(self, hurry: asyncio.Event) -> None:
         """Drain and end every engine, without draining once `hurry` is set; what is wanted stays wanted."""

@@ -33,7 +33,9 @@ class Publisher:
         """Publish how a deployment's requests are treated; its replicas stay as they are."""
         first = wanted.plan.replicas[0]
         known = self._deployments.get(wanted.name)
-        kept = tuple(one for one in known.replicas if self._is_planned(wanted, one)) if known else ()
+        before = known.replicas if known else ()
+        # A hold ends with the control that held.
+        kept = tuple(replace(one, draining=False) for one in before if self._is_planned(wanted, one))
         self._publish(
             Deployment(
                 name=wanted.name,
@@ -41,7 +43,7 @@ class Publisher:
                 context_tokens=first.context_tokens,
                 created_at=wanted.created_at,
                 replicas=kept,
-                open=any(not one.draining for one in kept),
+                open=bool(kept),
                 reason="" if kept else "it is starting",
                 retry_after_s=RETRY_AFTER_S,
                 max_queued=wanted.max_queued,
@@ -66,6 +68,13 @@ class Publisher:
             return
         left = tuple(one for one in known.replicas if one.name != replica)
         self._publish(replace(known, replicas=left, open=bool(left), reason="" if left else reason))
+
+    def hold(self, deployment: str, replica: str, *, held: bool) -> None:
+        """Let the requests for a replica wait in the gateway, or go on; the route stays open."""
+        known = self._deployments.get(deployment)
+        if known is not None:
+            replicas = tuple(replace(one, draining=held) if one.name == replica else one for one in known.replicas)
+            self._publish(replace(known, replicas=replicas))
 
     def explain(self, deployment: str, reason: str) -> None:
         """Tell clients of a closed route why; an open one needs no reason."""

@@ -58,6 +58,7 @@ async def serve(state: StateDirectory, admin: socket.socket, rendezvous: socket.
             tasks.create_task(server.serve(sockets=[admin])),
             tasks.create_task(seen.follow_forever()),
             tasks.create_task(fleet.begin()),
+            tasks.create_task(fleet.renew_forever()),
         ]
         await stop.wait()
         await fleet.stop_all(hurry)
