@@ -215,7 +215,7 @@ async def test_an_engine_that_takes_no_connection_costs_no_request_while_another
     gateway: Gateway, engine: FakeEngine, eventually: Eventually
 ) -> None:
     async with FakeEngine() as dead:
-        gateway.publish(deployment(replica(dead.address, "dead"), replica(engine.address, "alive")))
+        gateway.publish(deployment(replica(dead.address, "dead"), replica(engine.address, "alive", max_in_flight=4)))
         await ready(gateway, eventually)
         dead.kill()
         await dead.ended()

@@ -55,7 +55,7 @@ class Admission:
         if not deployment.open or not deployment.replicas:
             reason = deployment.reason or "no replica is ready"
             raise unavailable(f"{deployment.name!r} is not ready: {reason}", retry_after_s=deployment.retry_after_s)
-        if not self.queue and self._seat(waiter, self._usable()):
+        if not self.queue and self._seat(waiter):
             return None
         if len(self.queue) >= deployment.max_queued:
             raise unavailable(
@@ -67,14 +67,10 @@ class Admission:
         self.queue.append(ticket)
         return ticket
 
-    def try_elsewhere(self, waiter: Waiter, refused: Seats) -> bool:
-        """`refused` took no connection: a seat at another replica in place of it, if one is free at this moment.
-        Nothing was sent yet, so nothing can happen twice."""
-        refused.refusing = True
-        if not self._seat(waiter, [one for one in self._usable() if not one.refusing]):
-            return False
-        self.leave(refused)
-        return True
+    def refused(self, seats: Seats) -> bool:
+        """`seats` took no connection: until the next look nothing new goes there. Whether another replica takes it."""
+        seats.refusing = True
+        return any(not one.refusing for one in self._usable())
 
     def leave(self, seats: Seats) -> None:
         """Give a seat back; the next in the queue gets one."""
@@ -91,7 +87,7 @@ class Admission:
                 ticket.waiter.not_seated(self.deployment.reason or "no replica is ready")
             elif self._free():
                 self.queue.popleft()
-                self._seat(ticket.waiter, self._usable())
+                self._seat(ticket.waiter)
             else:
                 return
 
@@ -111,17 +107,18 @@ class Admission:
 
     def _usable(self) -> list[Seats]:
         """Those that take requests; if all refuse connections, all of them: the last one is never taken away."""
-        open_ones = [one for one in self.seats.values() if not one.replica.draining]
-        return [one for one in open_ones if not one.refusing] or open_ones
+        seats = self.seats.values()
+        usable = [one for one in seats if not (one.refusing or one.replica.draining)]
+        return usable or [one for one in seats if not one.replica.draining]
 
     def _free(self) -> bool:
         return any(one.in_flight < one.replica.max_in_flight for one in self._usable())
 
-    def _seat(self, waiter: Waiter, among: list[Seats]) -> bool:
+    def _seat(self, waiter: Waiter) -> bool:
         # A list first: a generator costs twice as much, and this runs for every request.
         candidates = [
             Candidate(replica=one.replica.name, in_flight=one.in_flight, max_in_flight=one.replica.max_in_flight)
-            for one in among
+            for one in self._usable()
         ]
         decision = choose(tuple(candidates), self.turns)
         if decision.replica is None:

@@ -126,7 +126,8 @@ class Exchange:
         try:
             connection = await seats.pool.connect()
         except (OSError, TimeoutError) as error:
-            if self.ended or admission.try_elsewhere(self, seats):
+            if not self.ended and admission.refused(seats):
+                self._move(seats, admission)
                 return
             self._unavailable(f"the engine does not take connections ({type(error).__name__})")
             return
@@ -136,6 +137,15 @@ class Exchange:
             self._unavailable("the engine closed the connection at once")
         else:
             self._dispatch(connection)
+
+    def _move(self, refused: Seats, admission: Admission) -> None:
+        """Give the seat back and ask for another one. Nothing was sent yet, so nothing can happen twice."""
+        self.seats = None
+        admission.leave(refused)
+        try:
+            self.ticket = admission.enter(self, now())
+        except Refusal as refusal:
+            self._refuse(refusal)
 
     def upstream_head(self, status: int, content_type: bytes, retry_after: bytes) -> None:
         if status != 200:
