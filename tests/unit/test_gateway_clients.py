@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 
@@ -464,16 +465,27 @@ def test_a_chunked_body_is_read_to_its_end_every_time(world: World) -> None:
         assert statuses(to_client.take()) == [200]
 
 
-def test_a_body_larger_than_one_read_is_whole(world: World) -> None:
+async def test_a_body_larger_than_one_read_is_whole(world: World) -> None:
     client, to_client = world.client()
     engine, to_engine = world.engine()
     for letter in "ab":
         request = post(chat(user="u", messages=[{"role": "user", "content": letter * 900_000}]))
         for start in range(0, len(request), 262_144):
             client.data_received(request[start : start + 262_144])
+        await asyncio.sleep(0)  # large bodies take turns
         assert letter.encode() * 900_000 in to_engine.take()
         engine.data_received(answer())
         assert statuses(to_client.take()) == [200]
+
+
+async def test_a_client_that_leaves_before_its_large_body_had_its_turn_is_recorded_once(world: World) -> None:
+    client, _ = world.client()
+    engine, to_engine = world.engine()
+    client.data_received(post(chat(messages=[{"role": "user", "content": "a" * 200_000}])))
+    client.connection_lost(None)
+    await asyncio.sleep(0)
+    assert to_engine.take() == b""
+    assert [record.outcome for record in world.records()] == ["client_gone"]
 
 
 # The end.

@@ -16,6 +16,7 @@ from modelyard.gateway.exchange import Exchange
 from modelyard.gateway.refusals import Refusal
 from modelyard.gateway.request import HeadMemo, Request
 from modelyard.gateway.routes import find
+from modelyard.gateway.turns import LARGE_BODY_BYTES
 from modelyard.gateway.worker import Worker
 
 
@@ -304,8 +305,11 @@ class ClientConnection(asyncio.Protocol):
                 response = response[: response.index(b"\r\n\r\n") + 4]
             self._answer(request, request.refusal.status, response)
         elif request.route.kind == "inference":
-            self.exchange = Exchange(self._worker, self, request)
-            self.exchange.begin()
+            self.exchange = exchange = Exchange(self._worker, self, request)
+            if len(request.body) < LARGE_BODY_BYTES:
+                exchange.begin()
+            else:
+                self._worker.turns.take(exchange.begin)
         else:
             self._answer(request, *self._worker.answer(request))
 

@@ -74,6 +74,8 @@ class Exchange:
 
     def begin(self) -> None:
         """Check what is asked and ask for a seat; every refusal is answered here."""
+        if self.ended:
+            return
         request, worker = self.request, self.worker
         endpoint = request.route.endpoint
         try:

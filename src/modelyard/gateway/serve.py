@@ -23,6 +23,9 @@ from modelyard.lifeline import watch_lifeline
 DRAIN_GRACE_S = 30.0
 TLS_HANDSHAKE_TIMEOUT_S = 10.0
 TRIM_INTERVAL_S = 1.0
+# Names and numbers of mallopt(3).
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
 
 
 def raise_descriptor_limit() -> None:
@@ -46,6 +49,7 @@ def run(
 
     `prepare` fills the service and returns the tasks that keep it up to date."""
     raise_descriptor_limit()
+    _keep_memory_for_a_moment()
     uvloop.run(_serve(sock, journal_folder, prepare, tls, lifeline, on_listening))
 
 
@@ -102,9 +106,18 @@ def _calm_the_collector() -> None:
     gc.set_threshold(70_000, 20, 100)
 
 
+def _keep_memory_for_a_moment() -> None:
+    """glibc gives a large block back to the kernel as soon as it is free, and each page of the next one costs a fault:
+    40 % of what a body of 1 MB took here (1,193 against 725 us). Elsewhere the allocator has no such call."""
+    tune = getattr(ctypes.CDLL(None), "mallopt", None)
+    if tune is not None:
+        tune(M_MMAP_THRESHOLD, 32 << 20)
+        tune(M_TRIM_THRESHOLD, 128 << 20)
+
+
 async def _give_memory_back_forever() -> None:
-    """glibc keeps what large bodies needed once, tens of megabytes, behind a few small objects that live on. Asking
-    costs a quarter of a millisecond. Elsewhere the allocator has no such call."""
+    """What large bodies needed once, tens of megabytes, would stay behind a few small objects that live on. Asking
+    for it costs a quarter of a millisecond."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     while trim is not None:
         await asyncio.sleep(TRIM_INTERVAL_S)

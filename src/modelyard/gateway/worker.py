@@ -14,6 +14,7 @@ from modelyard.gateway.keyring import Keyring
 from modelyard.gateway.limits import WIRE, WireLimits
 from modelyard.gateway.refusals import Refusal, unknown_model
 from modelyard.gateway.request import Request
+from modelyard.gateway.turns import Turns
 from modelyard.records.journal import RequestRecord
 from modelyard.records.keys import KeyRecord
 from modelyard.records.topology import Deployment
@@ -28,6 +29,7 @@ class Worker:
         self.admissions: dict[str, Admission] = {}
         self.draining = False
         self.wire = wire
+        self.turns = Turns()
         self._requests = 0
 
     def new_request(self) -> Request:
