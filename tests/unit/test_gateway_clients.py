@@ -480,7 +480,7 @@ async def test_a_body_larger_than_one_read_is_whole(world: World) -> None:
 
 async def test_a_client_that_leaves_before_its_large_body_had_its_turn_is_recorded_once(world: World) -> None:
     client, _ = world.client()
-    engine, to_engine = world.engine()
+    _engine, to_engine = world.engine()
     client.data_received(post(chat(messages=[{"role": "user", "content": "a" * 200_000}])))
     client.connection_lost(None)
     await asyncio.sleep(0)
