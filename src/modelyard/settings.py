@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from modelyard.errors import UsageError
+
 
 @dataclass(frozen=True, slots=True)
 class PackageIndex:
@@ -42,7 +44,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     return Settings(
         state_dir=_state_dir(env),
         index=_index(env),
-        lease_s=float(_first(env, "MODELYARD_LEASE_S") or "5"),
+        lease_s=_lease_s(env),
         environ=env,
         command=env.get("MODELYARD_COMMAND") or "modelyard",
     )
@@ -82,6 +84,17 @@ def _pip_options(env: Mapping[str, str]) -> dict[str, str]:
             if parser.has_section(section):
                 found |= {f"PIP_{key.upper().replace('-', '_')}": value for key, value in parser.items(section)}
     return found
+
+
+def _lease_s(env: Mapping[str, str]) -> float:
+    text = env.get("MODELYARD_LEASE_S") or "5"
+    try:
+        lease_s = float(text)
+    except ValueError:
+        lease_s = 0.0
+    if not 2 <= lease_s <= 3600:
+        raise UsageError(f"MODELYARD_LEASE_S is {text!r}", hint="give seconds from 2 to 3600")
+    return lease_s
 
 
 def _state_dir(env: Mapping[str, str]) -> Path:

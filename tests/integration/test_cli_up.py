@@ -103,6 +103,13 @@ def test_an_engine_that_cannot_start_is_exit_6_with_its_last_words(
     assert "lower the context or the number of sequences" in ended.err
 
 
+def test_where_a_running_yard_listens_cannot_be_changed_by_another_up(command: Command) -> None:
+    serving = up(command)
+    ended = command("up", "-d", "--port", "18999")
+    assert ended.code == 2
+    assert f"{serving['url']} serves already" in ended.err and "modelyard down" in ended.err
+
+
 def test_a_taken_port_is_exit_8_and_named(command: Command) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

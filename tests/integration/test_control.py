@@ -223,6 +223,24 @@ async def test_a_restart_waits_for_the_answers_that_are_on_their_way(
         assert (await yard.open()).replicas[0].launch > first
 
 
+async def test_replicas_restart_one_after_the_other_and_the_route_stays_open(
+    state: StateDirectory, eventually: Eventually
+) -> None:
+    async with running_yard(state, fake_wanted(replicas=2)) as yard:
+        await yard.make_key()
+        await yard.open()
+        await eventually(lambda: len(yard.route().replicas) == 2)
+        before = {one.launch for one in yard.route().replicas}
+        restart = asyncio.create_task(yard.admin("POST", "/deployments/small/restart"))
+        codes: set[int] = set()
+        while not restart.done():
+            codes.add((await yard.ask())[0])
+        assert codes == {200}
+        assert (await restart)[0] == 200
+        await eventually(lambda: len(yard.route().replicas) == 2)
+        assert before.isdisjoint(one.launch for one in yard.route().replicas)
+
+
 async def test_a_removed_deployment_finishes_its_answers_and_is_forgotten(
     state: StateDirectory, eventually: Eventually
 ) -> None:

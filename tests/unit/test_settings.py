@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from modelyard import settings
+from modelyard.errors import UsageError
 
 
 def pip_conf(folder: Path, text: str) -> str:
@@ -57,3 +60,9 @@ def test_pips_files_can_be_switched_off_as_for_pip_itself(tmp_path: Path) -> Non
         {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path.parent), "PIP_CONFIG_FILE": "/dev/null"}
     )
     assert found.index == settings.PackageIndex(indexes_are_equal=True)
+
+
+@pytest.mark.parametrize("text", ["abc", "nan", "-1", "0", "inf"])
+def test_a_lease_that_makes_no_sense_is_refused_in_words(text: str) -> None:
+    with pytest.raises(UsageError, match="MODELYARD_LEASE_S"):
+        settings.load({"MODELYARD_LEASE_S": text})

@@ -31,7 +31,10 @@ def chat(
     name: Annotated[str | None, typer.Argument(help="A deployment; the only one if left out.")] = None,
     message: Annotated[str | None, typer.Option("--message", "-m", help="Ask this once and end.")] = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 always takes the likeliest token.")] = 0.0,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0, max=2, help="0 always takes the likeliest token; the deployment's if left out."),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
     json: Json = False,
 ) -> None:
@@ -106,11 +109,19 @@ class Talk:
     """A conversation: its messages so far, and how to ask for the next."""
 
     def __init__(
-        self, where: Listening, key: str, deployment: str, temperature: float, max_tokens: int, system: str | None
+        self,
+        where: Listening,
+        key: str,
+        deployment: str,
+        temperature: float | None,
+        max_tokens: int,
+        system: str | None,
     ) -> None:
         self.deployment = deployment
         self._where, self._key = where, key
-        self._settings: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
+        self._settings: dict[str, Any] = {"max_tokens": max_tokens}
+        if temperature is not None:
+            self._settings["temperature"] = temperature
         self._messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
 
     def ask(self, text: str, *, quietly: bool = False) -> str:

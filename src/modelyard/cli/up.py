@@ -63,10 +63,13 @@ def up(
     Without arguments it serves the packaged model. With a yard running already, the deployments are added to it.
     Ctrl-C stops what this command started: running requests finish, unless it is pressed again.
     """
-    file = _wanted_file(what, name, engine, _asked_gateway(host, port, tls_cert, tls_key))
+    asked = _asked_gateway(host, port, tls_cert, tls_key)
+    file = _wanted_file(what, name, engine, asked)
     state, settings = state_directory(), settings_module.load()
     with _terminated_like_interrupted(), contextlib.ExitStack() as cleaning:
         found = listening(state)
+        if found is not None and asked:
+            raise UsageError(f"{found.url} serves already: where it listens cannot be changed", hint="modelyard down")
         started = _start(state, file, insecure=insecure_listen) if found is None else None
         if started is not None:
             cleaning.callback(_stop, started, quietly=json)

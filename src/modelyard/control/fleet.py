@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from modelyard.control import wanted as desired
 from modelyard.control.proof import prove
-from modelyard.control.replica_loop import ReplicaLoop, Surroundings, dismiss
+from modelyard.control.replica_loop import Launch, ReplicaLoop, Surroundings, dismiss
 from modelyard.control.reproof import alone, due
 from modelyard.control.steps import Steps
 from modelyard.control.wanted import Wanted
@@ -91,12 +91,17 @@ class Fleet:
             return before
 
     async def restart(self, name: str) -> None:
-        """End and start every replica of a deployment, one after the other, also one that has failed."""
+        """End and start every replica of a deployment, also one that has failed; one after the other, so that the
+        others serve meanwhile."""
         async with self._changing[name]:
+            before: ReplicaLoop | None = None
             for loop in self.get(name).replicas.values():
+                if before is not None:
+                    await before.settled.wait()
                 loop.stop()
                 await loop.stopped.wait()
                 loop.start()
+                before = loop
 
     async def remove(self, name: str) -> None:
         """Stop a deployment and forget that it was wanted."""
@@ -108,29 +113,36 @@ class Fleet:
             self._around.publisher.remove(name)
 
     async def prove_again(self, name: str) -> Report:
-        """Ask every check of a serving replica once more; a red one closes its route and ends it. Raises NotRunning
-        where none serves, or it is never alone."""
+        """Ask every check of the serving replicas once more; the first that is red is taken out and ended, and its
+        report is the answer. Raises NotRunning where none serves, or one is never alone."""
         running = self.get(name)
+        report: Report | None = None
         for loop in running.replicas.values():
-            launch = loop.launch
-            if loop.state.phase == "ready" and launch is not None:
-                around = self._around
-                async with alone(around.publisher, loop, launch):
-                    report = await prove(
-                        running.wanted,
-                        loop.plan,
-                        loop.engine,
-                        launch.spec,
-                        state=around.state,
-                        machine=around.machine,
-                        clock=around.clock,
-                        steps=running.steps,
-                        afresh=True,
-                    )
+            if loop.state.phase == "ready" and loop.launch is not None:
+                report = await self._prove_one(running, loop, loop.launch)
                 if not report.green:
-                    await loop.refute(launch, report)
-                return report
-        raise NotRunning(f"no replica of {name!r} is ready", hint=f"modelyard status {name}")
+                    return report
+        if report is None:
+            raise NotRunning(f"no replica of {name!r} is ready", hint=f"modelyard status {name}")
+        return report
+
+    async def _prove_one(self, running: Running, loop: ReplicaLoop, launch: Launch) -> Report:
+        around = self._around
+        async with alone(around.publisher, loop, launch):
+            report = await prove(
+                running.wanted,
+                loop.plan,
+                loop.engine,
+                launch.spec,
+                state=around.state,
+                machine=around.machine,
+                clock=around.clock,
+                steps=running.steps,
+                afresh=True,
+            )
+        if not report.green:
+            await loop.refute(launch, report)
+        return report
 
     async def renew_forever(self) -> None:
         """Prove again what serves before its evidence expires, at moments when it is quiet. Where none came for a day,

@@ -112,6 +112,7 @@ class ReplicaLoop:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self.stopped = asyncio.Event()
+        self.settled = asyncio.Event()  # it serves, or it is given up
 
     # What others may say.
 
@@ -180,6 +181,7 @@ class ReplicaLoop:
                     await self._perform(effect)
                 if self.state.phase in ("stopped", "failed") and not self.state.alive:
                     self.stopped.set()
+                (self.settled.set if self.state.phase in ("ready", "failed") else self.settled.clear)()
         finally:
             for task in tuple(self._tasks):
                 task.cancel()

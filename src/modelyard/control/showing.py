@@ -27,14 +27,15 @@ def of_replica(loop: ReplicaLoop) -> ReplicaView:
     state, launch = loop.state, loop.launch
     metrics = launch.metrics if launch is not None else None
     failure = state.failure
+    progress = state.progress if state.phase == "loading" else None
     return ReplicaView(
         name=loop.plan.name,
         phase=state.phase,
         engine=loop.plan.engine,
         launch=str(launch.number) if launch is not None else "",
         routed=state.routed,
-        progress=state.progress.stage if state.progress is not None else "",
-        fraction=state.progress.fraction if state.progress is not None else None,
+        progress=progress.stage if progress is not None else "",
+        fraction=progress.fraction if progress is not None else None,
         cause=failure.cause if failure is not None else "",
         fix=failure.fix if failure is not None else "",
         permanent=failure is not None and failure.permanent,

@@ -73,7 +73,7 @@ class OpenVino:
     default_sequences = 8
     kv_block_tokens = _BLOCK_TOKENS
     capabilities = Capabilities(
-        formats=frozenset({"gguf", "openvino-ir"}),
+        formats=frozenset({"gguf"}),
         # What its GGUF reader builds; others end with "Unsupported model architecture".
         architectures=frozenset({"llama", "qwen2", "qwen3"}),
         endpoints=frozenset({"/v1/chat/completions", "/v1/completions"}),

@@ -27,7 +27,7 @@ class WireLimits:
 
 @dataclass(frozen=True, slots=True)
 class FieldLimits:
-    """Bounds on what a request may ask for (rules R7 and R8 of the security notes in docs/architecture.md)."""
+    """Bounds on what a request may ask for; beyond them it is refused, naming the field."""
 
     json_depth: int = 64
     json_values: int = 500_000

@@ -49,7 +49,8 @@ def choose(
         why = "; ".join(f"{one.what.removeprefix('engine ')}: {one.reason}" for one in rejected)
         raise CannotPlan(
             f"no engine can serve {artifact.name} ({why or 'there are no engines'})",
-            hint="convert the model to a format that one of them serves, or let `engine: auto` choose",
+            hint="convert the model to a format that one of them serves"
+            + ("" if deployment.engine == "auto" else ", or let `engine: auto` choose"),
         )
     return chosen, tuple(rejected)
 

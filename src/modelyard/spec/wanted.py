@@ -32,7 +32,7 @@ class Limits(Record, forbid_unknown_fields=True):
         Meta(description="Requests that one replica works on at the same time; planned if left out."),
     ] = None
     max_queued: Annotated[
-        int, Meta(ge=0, le=1_000_000, description="Requests that may wait for a replica; more are refused with 429.")
+        int, Meta(ge=0, le=1_000_000, description="Requests that may wait for a replica; more are refused with 503.")
     ] = 64
     queue_timeout_s: Annotated[
         Seconds, Meta(description="How long a request may wait before it is refused with 503, in seconds.")

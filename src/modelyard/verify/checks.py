@@ -72,7 +72,7 @@ async def _chat_stream(replica: Replica) -> Observation:
 
 
 async def _completion_stream(replica: Replica) -> Observation:
-    await replica.complete(COUNT_RAW, 1)
+    await replica.complete(COUNT_RAW, MORE_TOKENS)  # for the cache: see _fill_prefix_cache
     whole = await replica.complete(COUNT_RAW, MORE_TOKENS)
     return _same(whole, await replica.complete_stream(COUNT_RAW, MORE_TOKENS))
 
@@ -83,8 +83,8 @@ def _same(whole: Output, streamed: Output) -> Observation:
 
 async def _fill_prefix_cache(replica: Replica) -> None:
     """A cached prefix is computed in other batch shapes than a fresh one and may round differently: comparisons start
-    from the same cache."""
-    await replica.chat(COUNT, 1)
+    from the same cache, so the very same call comes first."""
+    await replica.chat(COUNT, MORE_TOKENS)
 
 
 async def _stop(replica: Replica) -> Observation:
