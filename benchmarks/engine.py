@@ -190,7 +190,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--state", type=Path, help="where an installed environment and model are looked for")
     parser.add_argument("--concurrency", type=int, action="append", help="default: 1, 4 and 8")
     parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--requests-per-client", type=int, default=3)
+    parser.add_argument("--requests-per-client", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--cores", type=int, default=2, help="client, gateway and engine share so many")
     parser.add_argument("--seed", default="modelyard")
