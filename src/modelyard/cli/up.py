@@ -180,9 +180,9 @@ def _tell_how_to_call(admin: Admin, where: Listening, names: list[str], *, detac
 
 def _stay(admin: Admin, names: list[str], started: StartedYard, as_json: bool) -> None:
     """Until Ctrl-C, which is how serving in the foreground ends well."""
-    if not as_json:
-        say("serving; Ctrl-C stops it")
     with contextlib.suppress(KeyboardInterrupt):
+        if not as_json:
+            say("serving; Ctrl-C stops it")
         following.watch(admin, names, OUT, as_json, lambda: started.process.poll() is None)
         if started.process.wait() != 0:
             raise EngineFailed("the yard ended by itself", hint="modelyard logs --yard")
