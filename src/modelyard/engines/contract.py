@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
+import msgspec
+
 from modelyard.records.base import Record
 from modelyard.records.plan import ReplicaPlan
 
 
+def any_machine() -> dict[str, frozenset[str]]:
+    """Where a program of wheels for the usual 64-bit processors runs, with no instruction set that is not basic."""
+    return {"x86_64": frozenset(), "aarch64": frozenset()}
+
+
 class Capabilities(Record):
     """What an engine can do. Sets are of the names used in artifacts and in the gateway's routes; `refused_fields` are
-    request fields that it cannot honour."""
+    request fields that it cannot honour; `machines` are the processor architectures that it runs on, each with the
+    instruction sets that it needs there, by the names that the hardware probe uses."""
 
     formats: frozenset[str]
     architectures: frozenset[str]
@@ -20,6 +28,7 @@ class Capabilities(Record):
     cached_token_usage: bool
     drains_on_terminate: bool
     refused_fields: frozenset[str] = frozenset()
+    machines: dict[str, frozenset[str]] = msgspec.field(default_factory=any_machine)
 
 
 class Requirements(Record):
