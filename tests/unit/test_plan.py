@@ -258,9 +258,7 @@ def test_where_the_preferred_engine_does_not_fit_the_next_one_is_taken_and_the_n
 
 def test_where_nothing_fits_the_preferred_engine_tells_what_to_change_and_the_others_follow() -> None:
     tiny = msgspec.structs.replace(NEWER, memory_bytes=300 << 20)
-    with pytest.raises(
-        CannotPlan, match=r"^d: the model takes up to .*\(roomier: d: the model takes up to .*\)$"
-    ) as caught:
+    with pytest.raises(CannotPlan) as caught:
         plan(wanted(), GGUF, SMOLLM2, tiny, (OpenVino(), Roomier()))
     one = "d: the model takes up to .*"
     assert re.fullmatch(rf"{one} \(roomier: {one}\)", caught.value.message)
