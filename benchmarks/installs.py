@@ -6,8 +6,9 @@ The real uv installs wheels that are made on the spot from an index on loopback.
 by SIGKILL and SIGINT in turn, at a random (seeded) sign of life: a piece that leaves the index, or a stage that the
 installer tells. What must hold after each: no environment is trusted that is not whole, and no process of the
 installer's is left. And in the end: the next installation finishes, every file of it is as it was packed, no
-temporary file is left, the cache is no larger than after one installation that nobody disturbed, and nothing was
-fetched more often than installations were cut short while it was under way."""
+temporary file is left, and the cache is no larger than after one installation that nobody disturbed. What lies in the
+cache when an installer starts is not asked for again; a kill in the instant between a package's arrival and uv's note
+of it costs that package another download, so one in ten kills may."""
 
 from __future__ import annotations
 
@@ -66,7 +67,9 @@ class Tally:
     finished: int = 0
     by_stage: Counter[str] = field(default_factory=Counter[str])
     broken: list[str] = field(default_factory=list[str])
-    fetched: dict[str, int] = field(default_factory=dict[str, int])
+    asked: int = 0
+    spared: int = 0
+    asked_again: int = 0
     cache_bytes: int = 0
     cache_bytes_undisturbed: int = 0
 
@@ -114,6 +117,7 @@ class Site:
     def attempt(self, kill_at: int | None, number: int) -> tuple[int, str]:
         """One installation, sent signal `number` at its `kill_at`-th sign of life; (signs, the stage it was in)."""
         signs, stage, lock = 0, "start", threading.Lock()
+        self.index.asked.clear()
         installer = self.start()
 
         def sign() -> None:
@@ -131,6 +135,11 @@ class Site:
         installer.wait(WITHIN_S)
         self.index.on_sign = lambda: None
         return signs, stage
+
+    def cached(self) -> set[str]:
+        """Packages that lie unpacked in the cache."""
+        files = self.state.package_cache.glob("archive-v*/*/*_data.bin")
+        return {file.name.removesuffix("_data.bin") for file in files}
 
     def trusted(self) -> tuple[Installed, ...]:
         return list_environments(self.state)
@@ -158,7 +167,6 @@ def play(folder: Path, kills: int, seed: int, say: Callable[[str], None]) -> Tal
         calm = Site(folder / "undisturbed", index)
         signs, _ = calm.attempt(None, 0)
         tally.cache_bytes_undisturbed = size_bytes(calm.state.package_cache)
-        index.whole.clear()
         (folder / "disturbed").mkdir()
         site = Site(folder / "disturbed", index)
         while tally.kills < kills and tally.attempts < 10 * kills:
@@ -171,7 +179,7 @@ def _disturb(site: Site, tally: Tally, signs: int, chance: random.Random, say: C
     tally.attempts += 1
     number = signal.SIGKILL if tally.kills % 2 == 0 else signal.SIGINT
     at = chance.randint(1, signs)
-    seen, stage = site.attempt(at, number)
+    seen, stage = _attempt(site, tally, at, number)
     trusted = site.trusted()
     if seen >= at:
         tally.kills += 1
@@ -184,8 +192,18 @@ def _disturb(site: Site, tally: Tally, signs: int, chance: random.Random, say: C
         remove(installed, site.state, environ=site.environ)
 
 
+def _attempt(site: Site, tally: Tally, at: int | None, number: int) -> tuple[int, str]:
+    before = site.cached()
+    result = site.attempt(at, number)
+    asked = {name for name in WHEELS if site.index.asked[f"{name}-1.0-py3-none-any.whl"]}
+    tally.asked += len(asked)
+    tally.spared += len(before - asked)
+    tally.asked_again += len(before & asked)
+    return result
+
+
 def _finish(site: Site, tally: Tally) -> None:
-    site.attempt(None, 0)
+    _attempt(site, tally, None, 0)
     trusted = site.trusted()
     if len(trusted) != 1:
         tally.broken.append(f"the last installation did not finish: {len(trusted)} environments")
@@ -194,10 +212,8 @@ def _finish(site: Site, tally: Tally) -> None:
     tally.cache_bytes = size_bytes(site.state.package_cache)
     if tally.cache_bytes > 1.1 * tally.cache_bytes_undisturbed:
         tally.broken.append(f"the cache has {tally.cache_bytes} bytes, not {tally.cache_bytes_undisturbed}")
-    tally.fetched = {name: count for name, count in site.index.whole.items() if name.endswith(".whl")}
-    for name, count in tally.fetched.items():
-        if count > 1 + tally.finished + tally.kills // 2:
-            tally.broken.append(f"{name} was fetched whole {count} times")
+    if tally.asked_again > max(1, tally.kills // 10):
+        tally.broken.append(f"{tally.asked_again} packages were fetched again although they lay in the cache")
 
 
 def main() -> int:
@@ -208,7 +224,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="yard-installs-") as folder:
         tally = play(Path(folder), options.kills, options.seed, print)
     print(f"{tally.kills} kills in {tally.attempts} attempts, {dict(tally.by_stage)}")
-    print(f"fetched whole: {tally.fetched}")
+    print(f"packages: {tally.asked} asked for, {tally.spared} found in the cache, {tally.asked_again} of those asked again")
     print(f"cache: {tally.cache_bytes:,} bytes, after one undisturbed installation {tally.cache_bytes_undisturbed:,}")
     for line in tally.broken:
         print(f"BROKEN: {line}")

@@ -17,13 +17,16 @@ from pathlib import Path
 CHUNK_BYTES = 1 << 15
 
 
-def wheel(folder: Path, name: str, version: str = "1.0", code: str = "", payload_bytes: int = 0) -> Path:
+def wheel(
+    folder: Path, name: str, version: str = "1.0", code: str = "", payload_bytes: int = 0, requires: str = ""
+) -> Path:
     """A wheel with one module called like it, and `payload_bytes` that do not compress beside it."""
     folder.mkdir(exist_ok=True)
     info = f"{name}-{version}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     files = {
         f"{name}.py": code.encode(),
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
+        f"{info}/METADATA": f"{metadata}Requires-Dist: {requires}\n".encode() if requires else metadata.encode(),
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     if payload_bytes:
@@ -68,8 +71,7 @@ class Counted:
 def serve(folder: Path, *, credentials: str = "") -> Generator[Counted]:
     """The wheels of `folder` as a simple index at `url`. With `credentials` (user:password), to nobody else."""
     counted = Counted(folder, credentials=credentials)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(counted))
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), _handler(counted))
     counted.url = f"http://127.0.0.1:{server.server_port}/simple"
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
@@ -80,6 +82,13 @@ def serve(folder: Path, *, credentials: str = "") -> Generator[Counted]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that are killed are what this is for."""
 
 
 def _handler(counted: Counted) -> type[http.server.BaseHTTPRequestHandler]:

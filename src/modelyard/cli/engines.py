@@ -85,7 +85,8 @@ def remove_engine(name: Name, build: BuildOption = "", json: Json = False) -> No
     """Remove an engine's environments from this machine, and what interrupted installations left."""
     engine(name)
     state = state_directory()
-    gone = [one for one in list_environments(state) if one.engine == name and build in ("", one.build)]
+    here = list_environments(state, also_lost=True)
+    gone = [one for one in here if one.engine == name and build in ("", one.build)]
     for one in gone:
         _refuse_if_used(one, state)
     for one in gone:
@@ -105,7 +106,7 @@ def doctor(
 ) -> None:
     """Is an environment still as it was installed: every file, its Python, the versions, the import?"""
     state = state_directory()
-    found = [one for one in list_environments(state) if name in ("", one.engine)]
+    found = [one for one in list_environments(state, also_lost=True) if name in ("", one.engine)]
     if name and not found:
         engine(name)
         raise EnvironmentFailed(f"{name} is not installed here", hint=f"modelyard engines install {name}")

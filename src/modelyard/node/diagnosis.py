@@ -48,7 +48,7 @@ def examine(installed: Installed, requirements: Requirements | None, on_progress
     root = Path(installed.root)
     made = read_marker(root)
     if made is None:
-        lost = Finding(question="interpreter", ok=False, answer="its Python, or the mark that it was finished, is gone")
+        lost = Finding(question="interpreter", ok=False, answer=f"{installed.python} is gone")
         return Diagnosis(installed=installed, findings=(lost,))
     here = packages(root)
     findings = [_interpreter(installed), _versions(made, here), _files(made, here, on_progress)]

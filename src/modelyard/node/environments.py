@@ -74,9 +74,10 @@ def folder_of(requirements: Requirements, engine_name: str, state: StateDirector
     return state.environments / f"{engine_name}-{requirements.build}-{key}"
 
 
-def list_environments(state: StateDirectory) -> tuple[Installed, ...]:
-    """The complete ones, by folder name."""
-    return tuple(found.installed for root in sorted(state.environments.iterdir()) if (found := read_marker(root)))
+def list_environments(state: StateDirectory, *, also_lost: bool = False) -> tuple[Installed, ...]:
+    """The complete ones, by folder name; `also_lost`: those too whose Python is gone meanwhile."""
+    roots = sorted(state.environments.iterdir())
+    return tuple(found.installed for root in roots if (found := _marker(root)) and (also_lost or _has_python(found)))
 
 
 def remove(installed: Installed, state: StateDirectory, *, environ: Mapping[str, str] | None = None) -> None:
@@ -86,7 +87,7 @@ def remove(installed: Installed, state: StateDirectory, *, environ: Mapping[str,
     if root.parent != state.environments:
         raise EnvironmentFailed(f"{root} is not one of our environments", hint="`modelyard engines list` shows them")
     with _alone(root, lambda _: None):
-        made = read_marker(root)
+        made = _marker(root)
         (root / MARKER).unlink(missing_ok=True)
         shutil.rmtree(root, ignore_errors=True)
     if root.exists():
@@ -121,11 +122,20 @@ def sweep(state: StateDirectory) -> tuple[Path, ...]:
 
 def read_marker(root: Path) -> Complete | None:
     """None unless the environment was finished, in this place, and still has its Python."""
+    found = _marker(root)
+    return found if found is not None and _has_python(found) else None
+
+
+def _marker(root: Path) -> Complete | None:
     try:
         found = decode((root / MARKER).read_bytes(), Complete)
     except (OSError, UnreadableRecord):
         return None
-    return found if found.installed.root == str(root) and Path(found.installed.python).exists() else None
+    return found if found.installed.root == str(root) else None
+
+
+def _has_python(made: Complete) -> bool:
+    return Path(made.installed.python).exists()
 
 
 def _ours(requirements: Requirements, engine_name: str) -> Installed:
