@@ -9,6 +9,7 @@ from pathlib import Path
 from modelyard.cli.seven_steps import Current, SevenSteps
 from modelyard.control import wanted as desired
 from modelyard.control.wanted import Wanted
+from modelyard.engines.builds import choose_build
 from modelyard.engines.contract import Engine, Installed
 from modelyard.engines.registry import engine, engines
 from modelyard.hardware.machine import Machine, probe
@@ -76,9 +77,10 @@ def _claimed(deployment: Deployment, state: StateDirectory) -> int:
 
 def _install(chosen: Engine, state: StateDirectory, settings: Settings, step: Current) -> Installed:
     def heard(progress: InstallProgress) -> None:
-        step.advance(f"{chosen.name}: {progress.stage}", progress.fraction)
+        step.advance(f"{chosen.name}: {progress.text}", progress.fraction)
 
-    return ensure(chosen.requirements, chosen.name, state, settings.index, heard, environ=settings.environ)
+    requirements = choose_build(chosen, asked=settings.build)
+    return ensure(requirements, chosen.name, state, settings.index, heard, environ=settings.environ)
 
 
 def _model(

@@ -20,6 +20,7 @@ from modelyard.engines.contract import (
     Progress,
     Requirements,
 )
+from modelyard.engines.locks import shipped
 from modelyard.engines.openvino_failures import explain
 from modelyard.engines.own_metrics import read_own_metrics
 from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue
@@ -93,6 +94,9 @@ class OpenVino:
         download_bytes=85_000_000,
         installed_bytes=264_000_000,
         import_check="openvino_genai",
+        lock=shipped("openvino-cpu"),
+        # It sends usage statistics; nothing imports it where it is not there.
+        without=("openvino-telemetry",),
     )
 
     def launch(self, replica: ReplicaPlan, install: Installed, net: Addresses) -> LaunchSpec:
