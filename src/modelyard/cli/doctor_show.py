@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from modelyard.cli.doctor_engines import EngineView
 from modelyard.cli.output import as_called
@@ -39,13 +38,12 @@ def show(
 
 
 def _section(out: Console, title: str, rows: Iterable[tuple[str, str]]) -> None:
+    """Lines of their own, not a table: they are never folded, so that a pipe gets each fact whole."""
+    known = list(rows)
+    width = max(len(label) for label, _ in known)
     out.print(f"[bold]{title}[/bold]")
-    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, text in rows:
-        table.add_row(f"  {escape(label)}", escape(text))
-    out.print(table)
+    for label, text in known:
+        out.print(f"  {escape(label):<{width}}  {escape(text)}".rstrip())
     out.print()
 
 
@@ -118,20 +116,20 @@ def _micros(spread: Spread) -> str:
 
 
 def _engines(out: Console, engines: Iterable[EngineView]) -> None:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("[bold]engines[/bold]", "version", "here", "build", "takes", "serves", "because"):
-        table.add_column(column, overflow="fold")
+    rows = [("  engines", "here", "build", "takes", "because")]
+    runs = [True]
     for one in engines:
-        here = "yes" if one.installed else "no"
-        build = one.build or "none"
         takes = size(one.installed_bytes) if one.installed_bytes else "-"
         if one.memory_bytes is not None:
             takes += f", {size(one.memory_bytes)} of memory"
-        mark = "[green]✓[/green]" if one.runs else "[red]✗[/red]"
-        table.add_row(
-            f"{mark} {one.name}", one.version, here, build, takes, ", ".join(one.formats), escape(_because(one))
-        )
-    out.print(table)
+        here = "yes" if one.installed else "no"
+        rows.append((f"{one.name} {one.version}", here, one.build or "none", takes, _because(one)))
+        runs.append(one.runs)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row, able in zip(rows, runs, strict=True):
+        line = "  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip()
+        mark = "[green]✓[/green]" if able else "[red]✗[/red]"
+        out.print(f"[bold]{escape(line)}[/bold]" if row is rows[0] else f"{mark} {escape(line)}")
     out.print()
 
 

@@ -15,6 +15,8 @@ from modelyard.records.base import Record
 
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "gpfs", "glusterfs", "beegfs", "9p", "fuse.sshfs"}
 _MEMORY = {"tmpfs", "ramfs"}
+# Linux is built for 8192 processors at most: a longer number is none of theirs.
+_MOST_DIGITS = 4
 # What a hypervisor writes where a maker writes its name.
 _MAKERS = {
     "QEMU": "KVM",
@@ -80,7 +82,7 @@ def look(state_root: Path, root: Path = Path("/"), allowed: frozenset[int] | Non
         transparent_huge_pages=chosen.group(1) if chosen else "",
         swap_bytes=int(swap.group(1)) * 1024 if swap else 0,
         shared_memory_bytes=_size(root / "dev/shm"),
-        disk=_disk(state_root, root),
+        disk=_disk(state_root, root, virtual=_virtual(root) != ""),
     )
 
 
@@ -94,8 +96,9 @@ def cpu_list(text: str) -> frozenset[int]:
     found: set[int] = set()
     for part in text.strip().split(","):
         first, _, last = part.partition("-")
-        if first.isascii() and first.isdigit() and (not last or (last.isascii() and last.isdigit())):
-            found.update(range(int(first), int(last or first) + 1))
+        bounds = [first, last or first]
+        if all(one.isascii() and one.isdigit() and len(one) <= _MOST_DIGITS for one in bounds):
+            found.update(range(int(bounds[0]), int(bounds[1]) + 1))
     return frozenset(found)
 
 
@@ -138,16 +141,22 @@ def _inside(root: Path) -> tuple[str, ...]:
     found: list[str] = []
     if "microsoft" in text_of(root / "proc/version").lower():
         found.append("WSL")
-    elif re.search(r"^flags\s*:.*\bhypervisor\b", text_of(root / "proc/cpuinfo"), re.MULTILINE):
-        maker = text_of(root / "sys/class/dmi/id/sys_vendor").strip()
-        called = next((name for sign, name in _MAKERS.items() if maker.startswith(sign)), "")
-        found.append(f"a virtual machine ({called})" if called else "a virtual machine")
+    elif virtual := _virtual(root):
+        found.append(virtual)
     for sign, name in ((".dockerenv", "a Docker container"), ("run/.containerenv", "a Podman container")):
         if (root / sign).exists():
             found.append(name)
     if (root / "var/run/secrets/kubernetes.io").exists():
         found.append("a Kubernetes pod")
     return tuple(found)
+
+
+def _virtual(root: Path) -> str:
+    if not re.search(r"^flags\s*:.*\bhypervisor\b", text_of(root / "proc/cpuinfo"), re.MULTILINE):
+        return ""
+    maker = text_of(root / "sys/class/dmi/id/sys_vendor").strip()
+    called = next((name for sign, name in _MAKERS.items() if maker.startswith(sign)), "")
+    return f"a virtual machine ({called})" if called else "a virtual machine"
 
 
 def _size(folder: Path) -> int:
@@ -158,7 +167,8 @@ def _size(folder: Path) -> int:
     return status.f_blocks * status.f_frsize
 
 
-def _disk(state_root: Path, root: Path) -> Disk:
+def _disk(state_root: Path, root: Path, *, virtual: bool) -> Disk:
+    """Virtual disks call themselves rotating unless somebody thought of it: in a virtual machine that says nothing."""
     folder = state_root
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -167,7 +177,7 @@ def _disk(state_root: Path, root: Path) -> Disk:
     file_system = file_system_of(text_of(root / "proc/self/mountinfo"), number)
     block = root / "sys/dev/block" / number
     rotating = text_of(block / "queue/rotational").strip() or text_of(block / "../queue/rotational").strip()
-    kind = {"0": "solid state", "1": "rotating"}.get(rotating, "")
+    kind = {"0": "solid state", "1": "" if virtual else "rotating"}.get(rotating, "")
     if file_system in _NETWORK or file_system in _MEMORY:
         kind = "network" if file_system in _NETWORK else "memory"
     return Disk(folder=str(folder), free_bytes=disk_free_bytes(folder), file_system=file_system, kind=kind)
