@@ -105,6 +105,16 @@ class StateDirectory:
         return self.sockets / "shims.sock"
 
     @property
+    def rates(self) -> Path:
+        """How fast this machine is: hardware.rates."""
+        return self.root / "rates.json"
+
+    @property
+    def rates_lock(self) -> Path:
+        """Held while this machine is measured: two measurements at once would see each other."""
+        return self.root / "rates.lock"
+
+    @property
     def sockets(self) -> Path:
         """Unix sockets. A deep root would overflow the kernel's limit for socket paths: then a short private folder
         named after the root is used instead."""

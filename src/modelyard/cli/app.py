@@ -11,6 +11,7 @@ from typer.exceptions import TyperException
 from modelyard import __version__
 from modelyard.cli import engines, keys, models
 from modelyard.cli.chat import chat
+from modelyard.cli.doctor import doctor
 from modelyard.cli.down import down
 from modelyard.cli.gateway import gateway
 from modelyard.cli.logs import logs
@@ -47,7 +48,7 @@ def version(json: Json = False) -> None:
         say(f"modelyard {__version__} (Python {platform.python_version()})")
 
 
-for verb in (up, down, status, logs, chat, plan, verify, restart, gateway, schema, version):
+for verb in (up, down, status, doctor, logs, chat, plan, verify, restart, gateway, schema, version):
     app.command()(verb)
 app.add_typer(models.app, name="models")
 app.add_typer(engines.app, name="engines")

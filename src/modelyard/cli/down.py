@@ -64,7 +64,10 @@ def _purge(state: StateDirectory) -> None:
         state.logs, state.launches, state.sockets,
     ):  # fmt: skip
         shutil.rmtree(folder, ignore_errors=True)
-    for file in (state.topology, state.keys, state.admin_key, state.yard, state.lease, state.yard_lock, state.layout):
+    for file in (
+        state.topology, state.keys, state.admin_key, state.yard, state.lease, state.rates, state.rates_lock,
+        state.yard_lock, state.layout,
+    ):  # fmt: skip
         file.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         state.root.rmdir()

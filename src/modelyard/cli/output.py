@@ -13,7 +13,8 @@ from modelyard import settings
 OUT = Console(highlight=False, soft_wrap=True, emoji=False)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 _COMMAND = re.compile(
-    r"\bmodelyard (?=chat|down|engines|gateway|keys|logs|models|plan|restart|schema|status|up|verify|version|--help)"
+    r"\bmodelyard (?=chat|doctor|down|engines|gateway|keys|logs|models|plan|restart|schema|status|up|verify|version"
+    r"|--help)"
 )
 
 

@@ -24,10 +24,12 @@ from modelyard.engines.locks import shipped
 from modelyard.engines.openvino_failures import explain
 from modelyard.engines.own_metrics import read_own_metrics
 from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue
+from modelyard.hardware.builds import Build
 from modelyard.models.card import Card
 from modelyard.records.plan import ReplicaPlan, Setting
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "openvino_server.py"
+RATES_PROGRAM = PROGRAM.with_name("openvino_rates.py")
 CONFIG_NAME = "openvino_server.json"
 
 # Resident memory of both processes after prompts and answers, without the KV cache, OpenVINO 2026.4.1 with f32 on
@@ -98,6 +100,8 @@ class OpenVino:
         # It sends usage statistics; nothing imports it where it is not there.
         without=("openvino-telemetry",),
     )
+    # Its wheels: manylinux for x86-64 and arm64, and macOS for arm64.
+    builds = (Build(name="cpu", systems=frozenset({"linux", "darwin"}), pythons=("3.10", "3.14")),)
 
     def launch(self, replica: ReplicaPlan, install: Installed, net: Addresses) -> LaunchSpec:
         values = {setting.name: setting.value for setting in replica.settings}
@@ -142,6 +146,10 @@ class OpenVino:
 
     def explain_failure(self, exit: ExitReport) -> Failure:
         return explain(exit)
+
+    def gauge(self, install: Installed, threads: int, memory_bytes: int) -> tuple[str, ...]:
+        sizes = ("--threads", str(threads), "--memory-bytes", str(memory_bytes))
+        return (install.python, "-I", str(RATES_PROGRAM), *sizes)
 
     def unfit(self, card: Card) -> str | None:
         if card.format != "gguf":
