@@ -65,7 +65,7 @@ def check_folder(folder: Path) -> list[Path]:
     """The files of the model in `folder`, sorted, hidden ones left out. Raises ModelRefused at the first bad one.
 
     A Hugging Face cache is understood: links of `snapshots/REVISION` into `blobs` of the same repository are its
-    normal form. No other link may leave the folder."""
+    normal form; so is our own store (models.store). No other link may leave the folder."""
     roots = _allowed_roots(folder)
     files: list[Path] = []
     for path in _walk(folder):
@@ -75,8 +75,7 @@ def check_folder(folder: Path) -> list[Path]:
         _check_name(path)
         _check_kind(path, target)
         _check_magic(path)
-        if path.suffix.lower() == ".json" and path.name not in DATA_JSON and not path.name.endswith(".index.json"):
-            _check_remote_code(path)
+        check_remote_code(path)
         files.append(path)
     if not any(path.suffix == ".safetensors" for path in files):
         raise ModelRefused(f"{folder} holds no safetensors file", hint="only safetensors and GGUF weights are served")
@@ -87,6 +86,8 @@ def _allowed_roots(folder: Path) -> tuple[Path, ...]:
     here = _resolved(folder)
     if here.parent.name == "snapshots" and here.parent.parent.name.startswith("models--"):
         return here, here.parent.parent / "blobs"
+    if here.parent.parent.name == "artifacts" and (blobs := here.parents[2] / "blobs" / "sha256").is_dir():
+        return here, blobs, _resolved(here.parent / ".place")
     return (here,)
 
 
@@ -149,7 +150,10 @@ def _is_safetensors_length(path: Path, head: bytes) -> bool:
     return path.suffix == ".safetensors" and head[8:9] == b"{" and head[3:8] == bytes(5)
 
 
-def _check_remote_code(path: Path) -> None:
+def check_remote_code(path: Path) -> None:
+    """Raises ModelRefused where the JSON file at `path` asks for code that came with the model; others pass unread."""
+    if path.suffix.lower() != ".json" or path.name in DATA_JSON or path.name.endswith(".index.json"):
+        return
     config = read_json_object(path)
     pending: list[object] = [config]
     while pending:
