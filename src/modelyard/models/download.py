@@ -76,6 +76,7 @@ class Download:
     clock: Clock
     token: str = ""
     _etag: str = ""
+    _joined: bool = False
 
     async def run(self) -> str:
         """Bring `path` to what is expected, going on from what it holds; the SHA-256 of what is there then.
@@ -83,21 +84,26 @@ class Download:
         Raises FetchFailed and Unwritable. What has arrived stays for the next time, unless it turned out wrong."""
         if not self.expected.hash_name:
             self._drop()
-        if self._size():
-            try:
-                return await self._receive_and_check()
-            except _Misfit:
-                # Left from other content, perhaps: only a fetch from the beginning can tell.
-                self._drop()
+        self._joined = self._size() > 0
         try:
             return await self._receive_and_check()
         except _Misfit as misfit:
             self._drop()
-            raise FetchFailed(
-                f"{self._shown} is not what was promised: {misfit}",
-                hint="nothing of it was kept: the server, or something on the way to it, is broken or lies; "
-                "try again, or another mirror",
-            ) from None
+            if not self._joined:
+                raise self._wrong(misfit) from None
+        # Bytes of two answers were joined, perhaps of different content: from the beginning, once.
+        try:
+            return await self._receive_and_check()
+        except _Misfit as misfit:
+            self._drop()
+            raise self._wrong(misfit) from None
+
+    def _wrong(self, misfit: _Misfit) -> FetchFailed:
+        return FetchFailed(
+            f"{self._shown} is not what was promised: {misfit}",
+            hint="nothing of it was kept: the server, or something on the way to it, is broken or lies; "
+            "try again, or another mirror",
+        )
 
     async def _receive_and_check(self) -> str:
         await self._receive()
@@ -144,6 +150,7 @@ class Download:
         found = _CONTENT_RANGE.fullmatch(answer.response.headers.get("Content-Range", ""))
         total = self.expected.size_bytes
         if found and int(found[1]) == asked and (found[2] == "*" or total is None or int(found[2]) == total):
+            self._joined = self._joined or asked > 0
             return asked
         self._drop()
         raise Interrupted(f"{answer.origin} answers another range than was asked for")

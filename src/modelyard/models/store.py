@@ -2,8 +2,8 @@
 
     blobs/sha256/AA/HASH      the bytes, read-only, only ever renamed into place after their hash was checked
     artifacts/KEY/            artifact.json (StoredArtifact) and a link for each file under the model's own file names,
-                              because engines read the format off the suffix; where weights are used in place, `.place`
-                              links to the foreign folder that these links may lead into
+                              because engines read the format off the suffix: to a blob, or to where weights lie that
+                              are used in place
     pins/                     which artifact a reference that can move (a branch, a URL) was found to mean
     incoming/                 what is being fetched, named by the hash that it must have in the end: a later fetch goes
                               on from there
@@ -37,7 +37,7 @@ RESERVE_BYTES = 64 << 20
 # What an interrupted fetch left is kept this long for the next one, unless its space is needed.
 KEPT_S = 7 * 24 * 3600.0
 _PLAIN_NAME = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*")
-_RECORD, _PLACE = "artifact.json", ".place"
+_RECORD = "artifact.json"
 
 
 class Store:
@@ -244,13 +244,11 @@ class StoreWriter:
             raise self.translated(error, 0) from error
 
     def link(self, artifact: StoredArtifact, places: Mapping[str, Path] | None = None) -> Path:
-        """Make the artifact's folder of links, to the store's blobs or, for file paths in `places`, to foreign files
-        below `artifact.place`. It does not count before `name` is called. Returns the path that engines get."""
+        """Make the artifact's folder of links, to the store's blobs or, for file paths in `places`, to files
+        that are used where they lie. It does not count before `name` is called. Returns the path that engines get."""
         folder = self._store.folder(artifact.name)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if artifact.place:
-                _link(folder / _PLACE, Path(artifact.place))
             for file in artifact.files:
                 link = folder / file.path
                 link.parent.mkdir(parents=True, exist_ok=True)
