@@ -37,6 +37,11 @@ class StateDirectory:
         return self.root / "store"
 
     @property
+    def wheels(self) -> Path:
+        """Packages that came with an unpacked deployment: environments are made of them where no index can be asked."""
+        return self.root / "wheels"
+
+    @property
     def environments(self) -> Path:
         """Engines' isolated installations: node.environments."""
         return self.root / "environments"

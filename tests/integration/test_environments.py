@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
-import zipfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -66,9 +64,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def make(
-    state: StateDirectory, index: PackageIndex, environ: dict[str, str], wheels: Path
-) -> Callable[..., Installed]:
+def make(state: StateDirectory, index: PackageIndex, environ: dict[str, str], wheels: Path) -> Callable[..., Installed]:
     def made(requirements: Requirements = TINY, stages: list[InstallProgress] | None = None) -> Installed:
         told: list[InstallProgress] = [] if stages is None else stages
         needed = requirements if requirements.lock else locked(requirements, wheels)

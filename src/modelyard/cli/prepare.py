@@ -46,6 +46,8 @@ def prepare(deployment: Deployment, state: StateDirectory, settings: Settings, s
     with steps.step("model") as step:
         artifact, card = _model(deployment, state, settings, step)
         step.result = _in_short(artifact, card)
+    for note in artifact.notes:
+        steps.note(note)
     with steps.step("framework") as step:
         planned = plan(deployment, artifact, card, machine, engines(), claimed_bytes=_claimed(deployment, state))
         if planned.replicas[0].engine != installed.engine:
@@ -63,6 +65,8 @@ def look(deployment: Deployment, state: StateDirectory, settings: Settings, step
     with steps.step("model") as step:
         artifact, card = _model(deployment, state, settings, step)
         step.result = _in_short(artifact, card)
+    for note in artifact.notes:
+        steps.note(note)
     with steps.step("framework") as step:
         planned = plan(deployment, artifact, card, machine, engines(), claimed_bytes=_claimed(deployment, state))
         step.result = _why_it_fits(planned)

@@ -126,7 +126,9 @@ def _for_this_index(requirements: Requirements, engine_name: str, uv: Uv, python
     _check_build(requirements, engine_name, exact_pins)
     offered = dict(pinned(pin).split("==") for pin in exact_pins)
     exact = [
-        msgspec.structs.replace(one, version=offered[one.name]) if public(offered.get(one.name, "")) == one.version else one
+        msgspec.structs.replace(one, version=offered[one.name])
+        if public(offered.get(one.name, "")) == one.version
+        else one
         for one in locked
     ]
     return render(exact, head=f"{engine_name} ({requirements.build}), as the index had it")
