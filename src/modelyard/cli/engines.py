@@ -9,20 +9,24 @@ from rich.table import Table
 
 from modelyard import settings as settings_module
 from modelyard.cli.admin import state_directory
+from modelyard.cli.conformance import conformance, proved_here
 from modelyard.cli.options import Json
 from modelyard.cli.output import OUT, print_json, say
 from modelyard.cli.seven_steps import SevenSteps
 from modelyard.engines.registry import engine, engines
+from modelyard.hardware.machine import probe
 from modelyard.node.environments import InstallProgress, ensure, list_environments, remove
 from modelyard.spec.sizes import show
 
 app = typer.Typer(help="Which engines there are, what they can do, and their environments.", no_args_is_help=True)
+app.command()(conformance)
 
 
 @app.command("list")
 def list_engines(json: Json = False) -> None:
     """Every engine, and whether its environment is on this machine."""
-    installed = {one.engine: one for one in list_environments(state_directory())}
+    state, machine = state_directory(), probe()
+    installed = {one.engine: one for one in list_environments(state)}
     if json:
         print_json(
             [
@@ -31,12 +35,13 @@ def list_engines(json: Json = False) -> None:
             ]
         )
         return
-    table = Table("engine", "version", "installed", "takes", "serves", box=None, pad_edge=False)
+    table = Table("engine", "version", "installed", "takes", "serves", "proved here", box=None, pad_edge=False)
     for one in engines():
         needs = one.requirements
         here = "built in" if not needs.packages else "yes" if one.name in installed else "no"
         formats = ", ".join(sorted(one.capabilities.formats))
-        table.add_row(one.name, needs.version, here, show(needs.installed_bytes), formats)
+        proved = proved_here(state, installed.get(one.name), machine)
+        table.add_row(one.name, needs.version, here, show(needs.installed_bytes), formats, proved)
     OUT.print(table)
 
 

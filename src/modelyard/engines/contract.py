@@ -10,7 +10,8 @@ from modelyard.records.plan import ReplicaPlan
 
 class Capabilities(Record):
     """What an engine can do. Sets are of the names used in artifacts and in the gateway's routes; `refused_fields` are
-    request fields that it cannot honour."""
+    request fields that it cannot honour; `metrics` are the fields of EngineMetrics that it reports; `load_progress`:
+    its log tells how far a load is. Everything here is a claim that the conformance kit tries."""
 
     formats: frozenset[str]
     architectures: frozenset[str]
@@ -20,6 +21,8 @@ class Capabilities(Record):
     cached_token_usage: bool
     drains_on_terminate: bool
     refused_fields: frozenset[str] = frozenset()
+    metrics: frozenset[str] = frozenset()
+    load_progress: bool = False
 
 
 class Requirements(Record):

@@ -21,7 +21,7 @@ from modelyard.engines.contract import (
     Requirements,
 )
 from modelyard.engines.openvino_failures import explain
-from modelyard.engines.own_metrics import read_own_metrics
+from modelyard.engines.own_metrics import OWN_METRICS, read_own_metrics
 from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue
 from modelyard.models.card import Card
 from modelyard.records.plan import ReplicaPlan, Setting
@@ -81,6 +81,8 @@ class OpenVino:
         structured_output=True,
         cached_token_usage=True,
         drains_on_terminate=False,
+        metrics=OWN_METRICS,
+        load_progress=True,
     )
     requirements = Requirements(
         packages=(
