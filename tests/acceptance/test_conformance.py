@@ -32,6 +32,7 @@ def test_openvino_does_what_it_claims(
     assert {row for row, verdict in rows.items() if verdict == "not asked"} == set()
     listed = Command(kept_state.root)("engines", "list")
     assert "20" in next(line for line in listed.out.splitlines() if line.startswith("openvino")).split()[-1]
-    assert openvino.version in (tmp_path / "report.md").read_text() and smollm2.sha256 in (
-        tmp_path / "report.md"
-    ).read_text()
+    assert (
+        openvino.version in (tmp_path / "report.md").read_text()
+        and smollm2.sha256 in (tmp_path / "report.md").read_text()
+    )

@@ -1,4 +1,4 @@
-"""The conformance kit on a FakeEngine: all of it green on a sound one, and each row red on one that is wrong in its way.
+"""The conformance kit on a FakeEngine: all green on a sound one, each row red on one that is wrong in its way.
 
 A row that could not turn red would prove nothing: `DEFECTS` has one for each."""
 
@@ -36,9 +36,7 @@ PART_OF: dict[str, tuple[Part, ...]] = {"restart": AGAIN, "kill-2": AGAIN, "bad-
 
 
 async def tried(subject: Subject, parts: tuple[Part, ...] = PARTS) -> Conformance:
-    return await run(
-        subject, clock=SYSTEM, on_row=lambda _: None, on_outcome=lambda _: None, pace=PACE, parts=parts
-    )
+    return await run(subject, clock=SYSTEM, on_row=lambda _: None, on_outcome=lambda _: None, pace=PACE, parts=parts)
 
 
 def red(result: Conformance) -> dict[str, str]:

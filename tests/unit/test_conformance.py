@@ -98,7 +98,7 @@ def test_the_document_says_who_was_tried_where_and_every_row() -> None:
     for needed in ("small 1.2: green", "a cpu, 2 cores, 8.0 GiB", "avx2", "5" * 64, "6" * 64, "2023-11-14", "threads"):
         assert needed in text, needed
     assert "| ✓ | chat | a claim | this | that | 0.5 s |" in text
-    assert "| – | usage | a claim | this | not claimed: no usage | 0.5 s |" in text
+    assert "| - | usage | a claim | this | not claimed: no usage | 0.5 s |" in text
     assert "What is red" not in text and "last lines" not in text
 
 

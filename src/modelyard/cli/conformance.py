@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 from msgspec.structs import replace
@@ -29,8 +29,10 @@ from modelyard.spec.deployment import Deployment, default_deployment, load
 from modelyard.state import StateDirectory
 from modelyard.verify.conformance.document import MARKS, document, in_short
 from modelyard.verify.conformance.record import Conformance, Outcome, Verdict, latest, save
-from modelyard.verify.conformance.row import Row
 from modelyard.verify.conformance.subject import Subject
+
+if TYPE_CHECKING:
+    from modelyard.verify.conformance.row import Row
 
 _COLOURS: dict[Verdict, str] = {"green": "green", "red": "red", "not claimed": "dim", "not asked": "yellow"}
 _NAME_WIDTH = 18
@@ -102,10 +104,10 @@ def _subject(name: str, model: str, state: StateDirectory, settings: Settings) -
 def _deployment(model: str) -> Deployment:
     if not model.endswith((".yaml", ".yml")):
         return default_deployment(model)
-    deployments = load(Path(model))
-    if len(deployments) > 1:
-        raise UsageError(f"{model} holds {len(deployments)} deployments", hint="name a file that holds one")
-    return deployments[0]
+    first, *others = load(Path(model))
+    if others:
+        raise UsageError(f"{model} holds {len(others) + 1} deployments", hint="name a file that holds one")
+    return first
 
 
 def _advice(result: Conformance, report: Path | None) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from modelyard.engines import prometheus_text
 from modelyard.engines.contract import EngineMetrics
 
-
 # What `read_own_metrics` finds on every one of them.
 OWN_METRICS = frozenset(
     {"running", "waiting", "work_done", "prompt_tokens", "generated_tokens", "kv_used_ratio"},

@@ -11,9 +11,7 @@ from modelyard.testing.fake_answers import Answer, cut
 SHORT_TOKENS = 8
 
 
-def answer(
-    defect: str, sound: Answer, pieces: Sequence[str], *, chat: bool, stream: bool, limit: int | None
-) -> Answer:
+def answer(defect: str, sound: Answer, pieces: Sequence[str], *, chat: bool, stream: bool, limit: int | None) -> Answer:
     """The answer in place of `sound`, which was cut from `pieces` for a request of at most `limit` tokens."""
     short = limit is not None and limit <= SHORT_TOKENS
     match defect:

@@ -112,6 +112,11 @@ class FakeModel:
             self.counters.tokens_held -= held
             self._wake_waiting()
 
+    async def until_idle(self) -> None:
+        """Wait until nothing runs and nothing waits."""
+        while self.counters.running or self.counters.waiting:
+            await self._place_freed.wait()
+
     def _wake_waiting(self) -> None:
         """All who wait look again, in their order; a new event keeps late comers behind them."""
         self._place_freed.set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -99,8 +98,7 @@ class Routes:
 
     async def finish_running(self) -> None:
         """Wait until no answer is produced any more."""
-        while self._model.counters.running or self._model.counters.waiting:
-            await asyncio.sleep(0.01)
+        await self._model.until_idle()
 
     def hang(self) -> None:
         """Produce nothing any more, while everything else goes on."""

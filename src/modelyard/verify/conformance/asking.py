@@ -31,9 +31,10 @@ class Stream:
     began_at: float
     events: list[bytes] = field(default_factory=list[bytes])
     status: int | None = None
-    first_at: float | None = None
     ended: str = ""
+    ended_at: float = 0.0
     task: asyncio.Task[None] | None = None
+    moved: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def is_over(self) -> bool:
@@ -42,6 +43,13 @@ class Stream:
     @property
     def whole(self) -> bool:
         return self.ended == "done"
+
+    async def reach(self, events: int, within_s: float = 20.0) -> None:
+        """Wait for so many events, or its end. Raises TimeoutError."""
+        async with asyncio.timeout(within_s):
+            while len(self.events) < events and not self.is_over:
+                self.moved.clear()
+                await self.moved.wait()
 
     async def leave(self) -> None:
         """Close the connection, whatever has come."""
@@ -117,14 +125,17 @@ class Running:
                 stream.status = response.status
                 async for line in response.content:
                     if line.startswith(b"data:"):
-                        stream.first_at = stream.first_at or loop.time()
                         stream.events.append(line[5:].strip())
+                        stream.moved.set()
             stream.ended = "done" if stream.events[-1:] == [b"[DONE]"] else "cut"
         except asyncio.CancelledError:
             stream.ended = "left"
             raise
         except (aiohttp.ClientError, OSError):
             stream.ended = "cut"
+        finally:
+            stream.ended_at = loop.time()
+            stream.moved.set()
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ import time
 from modelyard.spec.sizes import show
 from modelyard.verify.conformance.record import Conformance, Outcome, Verdict
 
-MARKS: dict[Verdict, str] = {"green": "✓", "red": "✗", "not claimed": "–", "not asked": "?"}
+MARKS: dict[Verdict, str] = {"green": "✓", "red": "✗", "not claimed": "-", "not asked": "?"}
 
 
 def document(result: Conformance) -> str:

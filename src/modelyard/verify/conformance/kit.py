@@ -70,9 +70,7 @@ async def run(
 
 
 class _Kit:
-    def __init__(
-        self, trial: Trial, on_row: Callable[[Row], None], on_outcome: Callable[[Outcome], None]
-    ) -> None:
+    def __init__(self, trial: Trial, on_row: Callable[[Row], None], on_outcome: Callable[[Outcome], None]) -> None:
         self.outcomes: list[Outcome] = []
         self.tail: tuple[str, ...] = ()
         self._trial, self._on_row, self._on_outcome = trial, on_row, on_outcome

@@ -10,6 +10,7 @@ import socket
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from modelyard.node.engine_process import GUARD_NAME
@@ -79,8 +80,8 @@ def _read(pid: int) -> tuple[Process, int] | None:
 
 
 def _program(words: list[str]) -> str:
-    """The script or module that an interpreter runs, or the program itself: what tells processes of one engine apart."""
-    for before, word in zip(words, words[1:], strict=False):
+    """The script or module that an interpreter runs, or the program itself: what tells an engine's processes apart."""
+    for before, word in pairwise(words):
         if before == "-m" or word.endswith(".py"):
             return os.path.basename(word)
     return os.path.basename(words[0]) if words else ""

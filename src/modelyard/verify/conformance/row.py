@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from modelyard.verify.answers import WrongAnswer
 from modelyard.verify.checks import Check, Observation
 from modelyard.verify.conformance.asking import Running
-from modelyard.verify.conformance.record import Outcome
+from modelyard.verify.conformance.record import Outcome, Verdict
 from modelyard.verify.conformance.stand import Stand
 from modelyard.verify.conformance.start import Start, in_a_line
 from modelyard.verify.conformance.subject import Subject
@@ -112,20 +112,20 @@ async def judge(row: Row, trial: Trial) -> Outcome:
         return _outcome(row, Observation("", str(reason), sound=False), loop.time() - began, "not asked")
     except TimeoutError:
         trial.broken = "an earlier row got no answer"
-        observation = Observation("an answer", f"no answer within {row.deadline_s:g} s", sound=False)
+        observation = Observation("an answer", "no answer in time", sound=False)
     except (Unreachable, WrongAnswer) as error:
         observation = Observation("an answer in OpenAI's form", error.message, sound=False)
     return _outcome(row, observation, loop.time() - began, "green" if observation.sound else "red")
 
 
-def _outcome(row: Row, seen: Observation, duration_s: float, verdict: str) -> Outcome:
+def _outcome(row: Row, seen: Observation, duration_s: float, verdict: Verdict) -> Outcome:
     return Outcome(
         row=row.name,
         claim=row.claim,
         bound=row.bound,
         predicted=seen.predicted,
         measured=seen.measured,
-        verdict=verdict,  # pyright: ignore[reportArgumentType]
+        verdict=verdict,
         duration_s=duration_s,
         advice=row.advice if verdict == "red" else "",
     )

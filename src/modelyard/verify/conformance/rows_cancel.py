@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from modelyard.verify.checks import Observation
 from modelyard.verify.conformance.asking import Stream
 from modelyard.verify.conformance.row import NotAsked, Row, Trial
@@ -20,9 +18,7 @@ async def _in_decode(trial: Trial) -> Observation:
     stream = trial.running.long_answer(trial.pace.answer_tokens)
     try:
         await _seen_running(trial, stream)
-        async with asyncio.timeout(_BEGINS_WITHIN_S):
-            while len(stream.events) < _EVENTS_BEFORE_LEAVING and not stream.is_over:
-                await asyncio.sleep(0.01)
+        await stream.reach(_EVENTS_BEFORE_LEAVING)
     finally:
         over = stream.is_over
         await stream.leave()
@@ -39,7 +35,7 @@ async def _in_prefill(trial: Trial) -> Observation:
     try:
         await _seen_running(trial, stream)
     finally:
-        over = bool(stream.events) and stream.is_over
+        over = stream.is_over
         await stream.leave()
     if over:
         raise NotAsked("the answer came before the client could leave")
@@ -57,7 +53,8 @@ async def _freed(trial: Trial, how: str) -> Observation:
     bound_s = trial.pace.cancelled_within_s
     seen, took_s = await trial.running.until(lambda now: now.running == 0 and not now.waiting, bound_s + _WATCHED_S)
     after = f"nothing runs after {took_s:.2f} s" if took_s is not None else f"still {shown(seen)}"
-    return Observation(f"nothing runs within {bound_s:g} s", f"{how}: {after}", took_s is not None and took_s <= bound_s)
+    in_time = took_s is not None and took_s <= bound_s
+    return Observation(f"nothing runs within {bound_s:g} s", f"{how}: {after}", in_time)
 
 
 def _cannot_be_seen(subject: Subject) -> str:

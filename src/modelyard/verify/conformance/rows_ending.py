@@ -10,13 +10,12 @@ from functools import partial
 from modelyard.engines.contract import Failure
 from modelyard.verify.answers import WrongAnswer
 from modelyard.verify.checks import COUNT, FEW_TOKENS, Observation
-from modelyard.verify.conformance.asking import Running, Stream
+from modelyard.verify.conformance.asking import Running
 from modelyard.verify.conformance.processes import Process, is_alive
 from modelyard.verify.conformance.row import Ending, NotAsked, Row, Trial
 from modelyard.verify.conformance.start import in_a_line
 from modelyard.verify.replica import Unreachable
 
-_BEGINS_WITHIN_S = 20.0
 _AN_ANSWER_WITHIN_S = 5.0
 # Of an engine that finishes what it has: long enough to be under way, short enough for its grace.
 _DRAINED_TOKENS = 48
@@ -28,7 +27,7 @@ async def _terminate(trial: Trial) -> Observation:
     grace_s = running.launched.spec.terminate_grace_s
     drains = trial.subject.engine.capabilities.drains_on_terminate
     stream = running.long_answer(_DRAINED_TOKENS if drains else trial.pace.answer_tokens)
-    await _begun(stream)
+    await stream.reach(1)
     await running.launched.processes()
     began_at, early = loop.time(), stream.is_over
     await running.launched.stop(grace_s)
@@ -58,18 +57,12 @@ def _claim(*, finishes: bool) -> str:
     return "a running answer is finished" if finishes else "a running answer is cut, without [DONE]"
 
 
-async def _begun(stream: Stream) -> None:
-    async with asyncio.timeout(_BEGINS_WITHIN_S):
-        while not stream.events and not stream.is_over:
-            await asyncio.sleep(0.01)
-
-
 async def _kill(trial: Trial, number: int, victim: Process, is_leader: bool) -> Observation:
     running = trial.running
     await running.launched.processes()
     stream = running.long_answer(trial.pace.answer_tokens)
     try:
-        await _begun(stream)
+        await stream.reach(1)
         _kill_now(victim)
         lives_on = await _ended_or_answering(trial, running)
     finally:
@@ -79,7 +72,9 @@ async def _kill(trial: Trial, number: int, victim: Process, is_leader: bool) -> 
         predicted = "it ends, told as killed or crashed, to be started again; or it answers without that process"
     failure = running.launched.failure
     if failure is None:
-        measured = "it answers without it" if lives_on else f"half dead: no end, no answer in {trial.pace.half_dead_s:g} s"
+        measured = (
+            "it answers without it" if lives_on else f"half dead: no end, no answer in {trial.pace.half_dead_s:g} s"
+        )
         return Observation(predicted, measured, lives_on and not is_leader)
     sound = _is_told_apart(failure, is_leader) and not stream.whole
     return Observation(predicted, in_a_line(failure) + ("; the cut answer looked whole" if stream.whole else ""), sound)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from modelyard.engines.contract import EngineMetrics
 from modelyard.verify.checks import COUNT, FEW_TOKENS, Observation
@@ -20,7 +21,7 @@ def _missing(*names: str) -> str:
     return f"the engine does not claim to report {' and '.join(names)}"
 
 
-def _claims(*names: str):
+def _claims(*names: str) -> Callable[[Subject], str]:
     def unclaimed(subject: Subject) -> str:
         absent = [name for name in names if name not in subject.engine.capabilities.metrics]
         return _missing(*absent) if absent else ""
@@ -39,7 +40,7 @@ async def _metrics(trial: Trial) -> Observation:
     predicted = f"{', '.join(sorted(claimed))} and nothing else; running and waiting are 0"
     if seen is None:
         return Observation(predicted, "no metrics", sound=False)
-    present = {name for name in _NAMES if getattr(seen, name) is not None}
+    present = frozenset(name for name in _NAMES if getattr(seen, name) is not None)
     return Observation(predicted, shown(seen), present == claimed and not seen.running and not seen.waiting)
 
 
@@ -64,15 +65,18 @@ async def _under_load(trial: Trial) -> Observation:
     finally:
         await _leave(streams)
     idle, _ = await running.until(lambda now: now.running == 0 and not now.waiting, trial.pace.settles_s)
-    kv_used = busy.kv_used_ratio if busy is not None else None
-    sound = busy is not None and bool(busy.running) and (bool(busy.waiting) or not waits)
-    sound = sound and (kv_used is None or 0 < kv_used <= 1) and (busy.running or 0) <= len(streams)
-    sound = sound and idle is not None and idle.running == 0 and not idle.waiting
+    loaded = busy is not None and _follows(busy, len(streams), waits=waits)
+    emptied = idle is not None and idle.running == 0 and not idle.waiting
     return Observation(
         f"{len(streams)} requests at once: some run{', some wait' if waits else ''}, KV in use; then none",
         f"{shown(busy)}; then {shown(idle)}",
-        sound,
+        loaded and emptied,
     )
+
+
+def _follows(busy: EngineMetrics, requests: int, *, waits: bool) -> bool:
+    in_use = busy.kv_used_ratio is None or 0 < busy.kv_used_ratio <= 1
+    return 0 < (busy.running or 0) <= requests and (bool(busy.waiting) or not waits) and in_use
 
 
 async def _leave(streams: list[Stream]) -> None:
@@ -116,13 +120,12 @@ async def _work_done(trial: Trial) -> Observation:
     tokens = prompt_tokens(trial)
     stream = running.long_prompt(f"Work, {trial.stand.launches[-1].number}:", tokens)
     seen = [still]
-    while not stream.events and not stream.is_over:
+    while not stream.is_over:
         seen.append(await _work(trial))
         await asyncio.sleep(LOOK_EVERY_S)
-    await stream.over()
-    if not stream.whole or stream.first_at is None:
+    if not stream.whole:
         return Observation("an answer to a long prompt", f"HTTP {stream.status}, {stream.ended}", sound=False)
-    trial.prefill_s = stream.first_at - stream.began_at
+    trial.prefill_s = stream.ended_at - stream.began_at
     after = await _work(trial)
     rises = len(set(seen)) - 1
     needed = 2 if trial.prefill_s >= trial.pace.long_prefill_s else 0

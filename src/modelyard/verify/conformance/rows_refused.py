@@ -46,7 +46,9 @@ async def _kv_too_small(trial: Trial) -> Observation:
     if per_token is None:
         raise NotAsked("the size of the KV cache is not known for this model")
     kv_bytes = per_token * sized.kv_block_tokens
-    predicted = f"does_not_fit with {show(kv_bytes)} of KV cache, and what to change; or requests refused that need more"
+    predicted = (
+        f"does_not_fit with {show(kv_bytes)} of KV cache, and what to change; or requests refused that need more"
+    )
     try:
         replica = with_kv_cache(trial.subject, sized, kv_bytes)
     except BadSetting as error:

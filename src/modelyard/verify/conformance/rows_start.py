@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from modelyard.engines.contract import Progress
 from modelyard.verify.checks import Observation
 from modelyard.verify.conformance.row import NotAsked, Row, Trial
@@ -42,7 +44,7 @@ async def _progress(trial: Trial) -> Observation:
 
 def _only_rises(told: tuple[Progress, ...]) -> bool:
     left: set[str] = set()
-    for before, now in zip(told, told[1:], strict=False):
+    for before, now in pairwise(told):
         if before.stage != now.stage:
             left.add(before.stage)
         elif before.fraction is not None and now.fraction is not None and now.fraction < before.fraction:

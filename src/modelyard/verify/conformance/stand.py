@@ -189,14 +189,16 @@ async def open_stand(subject: Subject) -> AsyncGenerator[Stand]:
     rendezvous.bind(str(state.rendezvous))
     rendezvous.listen(8)
     stand = Stand(subject, state, rendezvous)
-    serving = asyncio.create_task(stand.serve())
     try:
-        yield stand
+        async with asyncio.TaskGroup() as tasks:
+            serving = tasks.create_task(stand.serve())
+            try:
+                yield stand
+            finally:
+                await stand.end()
+                await asyncio.gather(*(launched.leftovers() for launched in stand.launches))
+                serving.cancel()
     finally:
-        await stand.end()
-        await asyncio.gather(*(launched.leftovers() for launched in stand.launches))
-        serving.cancel()
-        await asyncio.gather(serving, return_exceptions=True)
         rendezvous.close()
         shutil.rmtree(root, ignore_errors=True)
         shutil.rmtree(state.sockets, ignore_errors=True)
