@@ -62,6 +62,11 @@ class StateDirectory:
         return self.root / "evidence"
 
     @property
+    def conformance(self) -> Path:
+        """What the conformance kit last found, one file per engine: verify.conformance."""
+        return self.root / "conformance"
+
+    @property
     def journal(self) -> Path:
         """Finished-request records: the gateway's workers append, everyone else reads."""
         return self.root / "journal"

@@ -20,8 +20,10 @@ def any_machine() -> dict[str, frozenset[str]]:
 
 class Capabilities(Record):
     """What an engine can do. Sets are of the names used in artifacts and in the gateway's routes; `refused_fields` are
-    request fields that it cannot honour; `machines` are the processor architectures that it runs on, each with the
-    instruction sets that it needs there, by the names that the hardware probe uses."""
+    request fields that it cannot honour; `metrics` are the fields of EngineMetrics that it reports; `load_progress`:
+    its log tells how far a load is; `machines` are the processor architectures that it runs on, each with the
+    instruction sets that it needs there, by the names that the hardware probe uses. What is claimed here is what the
+    conformance kit tries."""
 
     formats: frozenset[str]
     architectures: frozenset[str]
@@ -31,6 +33,8 @@ class Capabilities(Record):
     cached_token_usage: bool
     drains_on_terminate: bool
     refused_fields: frozenset[str] = frozenset()
+    metrics: frozenset[str] = frozenset()
+    load_progress: bool = False
     machines: dict[str, frozenset[str]] = msgspec.field(default_factory=any_machine)
 
 

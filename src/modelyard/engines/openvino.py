@@ -22,7 +22,7 @@ from modelyard.engines.contract import (
 )
 from modelyard.engines.locks import shipped
 from modelyard.engines.openvino_failures import explain
-from modelyard.engines.own_metrics import read_own_metrics
+from modelyard.engines.own_metrics import OWN_METRICS, read_own_metrics
 from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue
 from modelyard.hardware.builds import Build
 from modelyard.models.card import Card
@@ -84,6 +84,8 @@ class OpenVino:
         structured_output=True,
         cached_token_usage=True,
         drains_on_terminate=False,
+        metrics=OWN_METRICS,
+        load_progress=True,
     )
     requirements = Requirements(
         packages=(
