@@ -9,6 +9,7 @@ from rich.table import Table
 
 from modelyard import settings as settings_module
 from modelyard.cli.admin import state_directory
+from modelyard.cli.engines_import import import_command
 from modelyard.cli.options import Json
 from modelyard.cli.output import OUT, print_json, say
 from modelyard.cli.seven_steps import SevenSteps
@@ -17,6 +18,7 @@ from modelyard.node.environments import InstallProgress, ensure, list_environmen
 from modelyard.spec.sizes import show
 
 app = typer.Typer(help="Which engines there are, what they can do, and their environments.", no_args_is_help=True)
+app.command("import")(import_command)
 
 
 @app.command("list")

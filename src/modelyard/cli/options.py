@@ -6,5 +6,7 @@ from typing import Annotated
 
 import typer
 
-What = Annotated[str, typer.Argument(help="A deployment file (.yaml), a name of the catalogue, or a path.")]
+WHAT = typer.Argument(
+    help="A deployment file (.yaml), a name of the catalogue, or a path; ./modelyard.yaml or the packaged model if left out."
+)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

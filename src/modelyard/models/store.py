@@ -83,7 +83,10 @@ class Store:
         try:
             found = sha256_of_file(self.path_of(artifact), on_progress)
         except OSError as error:
-            raise FetchFailed(f"the stored model {artifact.name} cannot be read: {error.strerror}") from error
+            raise FetchFailed(
+                f"the stored model {artifact.name} cannot be read: {error.strerror}",
+                hint=f"remove {self._folder(artifact.name)} and fetch it again",
+            ) from error
         if found != artifact.sha256:
             raise FetchFailed(
                 f"the stored model {artifact.name} has SHA-256 {found}, not {artifact.sha256}",
@@ -204,7 +207,10 @@ class StoreWriter:
         available = shutil.disk_usage(self._store.root).free
         if available < max(missing_bytes, 1 << 20):
             return disk_full(self._store.root, missing_bytes, available)
-        return ModelyardError(f"the model store {self._store.root} cannot be written: {error.strerror}")
+        return ModelyardError(
+            f"the model store {self._store.root} cannot be written: {error.strerror}",
+            hint="look at its owner and permissions, or name another folder in MODELYARD_STATE",
+        )
 
 
 def disk_full(folder: Path, needed_bytes: int, available_bytes: int) -> ModelyardError:
