@@ -167,7 +167,8 @@ class Terminal:
 
     def run(self, step: Typed) -> tuple[int, list[str]]:
         """Exit code and what the terminal showed, what was typed included."""
-        script = f"set -a\n[ ! -f {self._kept} ] || . {self._kept}\n{step.command}\ncode=$?\nexport -p >{self._kept}\nexit $code"
+        before, after = f"[ ! -f {self._kept} ] || . {self._kept}", f"code=$?\nexport -p >{self._kept}\nexit $code"
+        script = f"set -a\n{before}\n{step.command}\n{after}"
         ours, theirs = pty.openpty()
         ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
         child = subprocess.Popen(

@@ -1,5 +1,7 @@
-"""docs/quickstart.md is a recorded session: every command of it is run here, at a terminal, from a clean state, with the
-real engine, and what it shows is compared with what the page says."""
+"""docs/quickstart.md is a recorded session.
+
+Every command of it is run here, at a terminal, from a clean state, with the real engine, and what it shows is compared
+with what the page says."""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def home(tmp_path: Path, openvino: Installed, smollm2: Artifact) -> Iterator[Pat
 def environ(home: Path) -> dict[str, str]:
     """A person's variables: no state directory of ours is named, the package client's own settings and cache stay."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MODELYARD_", "XDG_"))}
-    cache = os.environ.get("UV_CACHE_DIR") or str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "uv")
+    cache = os.environ.get("UV_CACHE_DIR") or str(
+        Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "uv"
+    )
     pip = next((path for path in pip_files() if path.is_file()), None)
     return {**kept, "HOME": str(home), "UV_CACHE_DIR": cache, **({"PIP_CONFIG_FILE": str(pip)} if pip else {})}
 
@@ -52,7 +56,11 @@ def environ(home: Path) -> dict[str, str]:
 def pip_files() -> list[Path]:
     """The user's own settings of pip, which another HOME would hide."""
     config = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
-    return [Path(os.environ.get("PIP_CONFIG_FILE") or "/nonexistent"), config / "pip/pip.conf", Path("~/.pip/pip.conf").expanduser()]
+    return [
+        Path(os.environ.get("PIP_CONFIG_FILE") or "/nonexistent"),
+        config / "pip/pip.conf",
+        Path("~/.pip/pip.conf").expanduser(),
+    ]
 
 
 def test_the_first_ten_minutes_are_as_they_are_written(home: Path) -> None:

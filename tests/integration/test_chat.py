@@ -65,13 +65,13 @@ def after(seen: list[str], line: str) -> list[str]:
 
 
 def test_a_conversation_at_a_terminal(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    serve(command, monkeypatch, tokens=3)
+    serve(command, monkeypatch, tokens=8)
     asked = "What is the capital of Japan?"
     seen = typed(
         tmp_path, "", "hello", asked, "/retry", "/set temperature=0.5", "/tokens", "/sav x", "/system be brief", "/quit"
     )
     assert seen[0] == "talking to small; /help shows what you can do, Ctrl-D ends"
-    assert after(seen, "hello")[0] == "w0 w1 w2"
+    assert after(seen, "hello")[0] == "w0 w1 w2 w3 w4 w5 w6 w7"
     answer, told = after(seen, asked)
     assert answer == "The capital of Japan is Tokyo."
     assert "tokens" in told and "the first after 0." in told
@@ -88,8 +88,8 @@ def test_a_conversation_at_a_terminal(command: Command, monkeypatch: pytest.Monk
 def test_a_conversation_is_saved_for_its_owner_alone_and_goes_on_later(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    serve(command, monkeypatch, tokens=2)
-    typed(tmp_path, "--temperature 0.5", "hello", "/save talk.json", "/quit")
+    serve(command, monkeypatch, tokens=8)
+    typed(tmp_path, "--temperature 0.5 --max-tokens 2", "hello", "/save talk.json", "/quit")
     saved = tmp_path / "talk.json"
     assert stat.S_IMODE(saved.stat().st_mode) == 0o600
     kept = json.loads(saved.read_text())
@@ -110,7 +110,10 @@ def test_what_is_piped_in_is_asked_once_and_the_answer_is_all_of_the_output(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve(command, monkeypatch)
-    for arguments, question in ((("chat",), b"the capital of\nJapan? The capital of Japan, I mean\n"), (("chat", "-m", "the capital of Japan?"), b"")):
+    for arguments, question in (
+        (("chat",), b"the capital of\nJapan? The capital of Japan, I mean\n"),
+        (("chat", "-m", "the capital of Japan?"), b""),
+    ):
         ended = subprocess.run(
             [sys.executable, FAKE_UP, *arguments], env=command.environ, input=question, capture_output=True
         )
@@ -138,7 +141,7 @@ async def test_ctrl_c_stops_the_answer_the_engine_and_not_the_conversation(
     serve(command, monkeypatch, tokens=5000, token_interval_s=0.02)
     ours, theirs = pty.openpty()
     os.set_blocking(ours, False)
-    child = subprocess.Popen(
+    child = subprocess.Popen(  # noqa: ASYNC220
         [sys.executable, FAKE_UP, "chat", "--max-tokens", "5000"],
         env={**command.environ, "TERM": "dumb"},
         stdin=theirs,
@@ -211,14 +214,18 @@ def streaming(*events: bytes, status: int = 200) -> Callable[[web.Request], Awai
     return answer
 
 
-def refusing(status: int, message: str, code: str | None = None) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def refusing(
+    status: int, message: str, code: str | None = None
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def answer(request: web.Request) -> web.StreamResponse:
         return web.json_response({"error": {"message": message, "code": code}}, status=status)
 
     return answer
 
 
-async def heard_from(answer: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> tuple[Heard, list[tuple[str, str]]]:
+async def heard_from(
+    answer: Callable[[web.Request], Awaitable[web.StreamResponse]],
+) -> tuple[Heard, list[tuple[str, str]]]:
     heard, pieces = Heard(), list[tuple[str, str]]()
     async with gateway(answer) as where:
         await ask(where, "key", {"model": "small"}, heard, lambda text, kind: pieces.append((kind, text)))
@@ -243,7 +250,10 @@ async def test_tokens_and_times_are_the_engines_count_and_our_clock() -> None:
 def test_the_cost_of_an_answer_in_words() -> None:
     heard = Heard(completion_tokens=11, asked_at=1.0, first_at=1.5, last_at=3.5)
     assert cost(heard, 512) == "11 tokens, 5 per second, the first after 0.50 s"
-    assert cost(Heard(completion_tokens=1, asked_at=1.0, first_at=1.1, last_at=1.1), 512) == "1 token, the first after 0.10 s"
+    assert (
+        cost(Heard(completion_tokens=1, asked_at=1.0, first_at=1.1, last_at=1.1), 512)
+        == "1 token, the first after 0.10 s"
+    )
     assert cost(Heard(completion_tokens=4, finish_reason="length"), 4) == "4 tokens; cut at max_tokens=4"
 
 
@@ -278,7 +288,9 @@ async def test_no_control_character_of_a_model_reaches_the_terminal(capsys: pyte
     assert not set(shown) & {"\x1b", "\x07", "\x9b"}
 
 
-async def test_the_oldest_is_left_out_where_it_does_not_fit_and_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_oldest_is_left_out_where_it_does_not_fit_and_that_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     counts: list[int] = []
 
     async def answer(request: web.Request) -> web.StreamResponse:

@@ -42,7 +42,20 @@ def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
 
 def test_the_verbs_are_those_that_the_documentation_names() -> None:
     assert set(VERBS) >= {
-        *("up", "down", "status", "logs", "chat", "plan", "verify", "restart", "gateway", "schema", "completion", "version"),
+        *(
+            "up",
+            "down",
+            "status",
+            "logs",
+            "chat",
+            "plan",
+            "verify",
+            "restart",
+            "gateway",
+            "schema",
+            "completion",
+            "version",
+        ),
         *("models list", "models show", "engines list", "engines install", "engines remove", "engines import"),
         *("service show", "service install"),
         *("keys create", "keys list", "keys revoke"),

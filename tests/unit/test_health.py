@@ -75,15 +75,11 @@ def key(name: str, left_s: float | None, *, revoked: bool = False) -> ListedKey:
 
 
 def traffic(requests: int, failed: int) -> Traffic:
-    return Traffic(
-        deployment="small", covered_s=60.0, requests=requests, failed=failed, refused=0, completion_tokens=0
-    )
+    return Traffic(deployment="small", covered_s=60.0, requests=requests, failed=failed, refused=0, completion_tokens=0)
 
 
 def judged(*views: DeploymentView, keys: Any = (), traffic: Any = (), disk_free_bytes: int = 1 << 40) -> Health:
-    return judge(
-        Seen(now=NOW, deployments=views, keys=keys, traffic=traffic, disk_free_bytes=disk_free_bytes)
-    )
+    return judge(Seen(now=NOW, deployments=views, keys=keys, traffic=traffic, disk_free_bytes=disk_free_bytes))
 
 
 def test_all_is_well_and_nothing_is_to_be_done() -> None:
@@ -162,6 +158,8 @@ def test_a_disk_that_is_nearly_full_is_told_of() -> None:
     assert "512 MiB free" in told.what
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(0, "0 s"), (59, "59 s"), (60, "1 min"), (7200, "2 h"), (6 * DAY_S, "6 d")])
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0, "0 s"), (59, "59 s"), (60, "1 min"), (7200, "2 h"), (6 * DAY_S, "6 d")]
+)
 def test_a_time_in_words(seconds: float, said: str) -> None:
     assert ago(seconds) == said

@@ -90,7 +90,9 @@ def test_every_error_says_what_to_try() -> None:
 
 
 def test_no_exception_to_the_rule_outlives_its_reason() -> None:
-    without = {(name, function) for name, module in MODULES.items() for function, call in made(module) if not has_hint(call)}
+    without = {
+        (name, function) for name, module in MODULES.items() for function, call in made(module) if not has_hint(call)
+    }
     assert set(WITHOUT) - without == set()
 
 

@@ -13,7 +13,7 @@ from typer.exceptions import TyperException
 from modelyard import __version__
 from modelyard.cli import engines, keys, models, service
 from modelyard.cli.chat import chat
-from modelyard.cli.completion import completion
+from modelyard.cli.completion import completion_of
 from modelyard.cli.down import down
 from modelyard.cli.gateway import gateway
 from modelyard.cli.logs import logs
@@ -51,7 +51,7 @@ def version(json: Json = False) -> None:
         say(f"modelyard {__version__} (Python {platform.python_version()})")
 
 
-for verb in (up, down, status, logs, chat, plan, verify, restart, gateway, schema, completion, version):
+for verb in (up, down, status, logs, chat, plan, verify, restart, gateway, schema, completion_of(app), version):
     app.command()(verb)
 app.add_typer(models.app, name="models")
 app.add_typer(engines.app, name="engines")

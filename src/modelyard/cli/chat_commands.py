@@ -38,7 +38,8 @@ def run(session: Session, line: str) -> Next:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         meant = f"did you mean {close[0]}? " if close else ""
         raise UsageError(
-            f"there is no command {name}", hint=f"{meant}/help shows all; a message that begins with / needs a space first"
+            f"there is no command {name}",
+            hint=f"{meant}/help shows all; a message that begins with / needs a space first",
         )
     return COMMANDS[name].run(session, rest.strip())
 
@@ -60,7 +61,9 @@ def _save(session: Session, rest: str) -> Next:
     try:
         write_atomically(path, text)
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}", hint="name a file that you may write") from error
+        raise UsageError(
+            f"{path} cannot be written: {error.strerror}", hint="name a file that you may write"
+        ) from error
     say(f"{len(session.talk.exchanges)} exchanges saved in {path}")
     return GO_ON
 
@@ -90,10 +93,12 @@ def _system(session: Session, rest: str) -> Next:
 
 
 def _set(session: Session, rest: str) -> Next:
+    names = list(SETTINGS)
     if rest:
         settings = set_value(session.talk.settings, rest)
         session.talk = msgspec.structs.replace(session.talk, settings=settings)
-    for name in SETTINGS:
+        names = [rest.partition("=")[0].strip()]
+    for name in names:
         theirs = str(DEFAULT_MAX_TOKENS) if name == "max_tokens" else "the deployment's"
         say(f"  {name:<18} {session.talk.settings.get(name, theirs)}")
     return GO_ON
@@ -124,7 +129,7 @@ COMMANDS: dict[str, Slash] = {
     "/retry": Slash("", "ask the last question again", _retry),
     "/clear": Slash("", "forget what was said", _clear),
     "/system": Slash("TEXT", "set the system message; without TEXT there is none", _system),
-    "/set": Slash("NAME=VALUE", f"one of {', '.join(SETTINGS)}; without a value the deployment's own", _set),
+    "/set": Slash("NAME=VALUE", "such as temperature=0.5; without VALUE the deployment's own; without both, all", _set),
     "/tokens": Slash("", "how much of the context is taken", _tokens),
     "/save": Slash("FILE", "write the conversation to a file", _save),
     "/load": Slash("FILE", "go on with a saved one", _load),

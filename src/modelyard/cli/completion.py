@@ -6,7 +6,7 @@ The script holds verbs and options as they are now, so that a TAB starts no prog
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any
@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import typer
 import typer.main
 
-from modelyard.cli.output import say
 from modelyard.errors import UsageError
 
 PROGRAMS = ("modelyard", "yard")
@@ -62,21 +61,23 @@ class Verb:
     verbs: tuple[str, ...] = ()
 
 
-def completion(
-    shell: Annotated[Shell | None, typer.Argument(help="Whose script to print.")] = None,
-) -> None:
-    """Print a script that makes a shell complete verbs, options and names.
+def completion_of(app: typer.Typer) -> Callable[..., None]:
+    """The verb, for the application that it stands in."""
 
-    bash: modelyard completion bash > ~/.local/share/bash-completion/completions/modelyard.
-    zsh: modelyard completion zsh > a folder of $fpath, as _modelyard.
-    fish: modelyard completion fish > ~/.config/fish/completions/modelyard.fish.
-    """
-    if shell is None:
-        raise UsageError("which shell?", hint="\n".join(f"modelyard completion {one.value}" for one in Shell))
-    from modelyard.cli.app import app
+    def completion(
+        shell: Annotated[Shell | None, typer.Argument(help="Whose script to print.")] = None,
+    ) -> None:
+        """Print a script that makes a shell complete verbs, options and names.
 
-    verbs = list(tree(typer.main.get_command(app)))
-    say({Shell.bash: bash, Shell.zsh: zsh, Shell.fish: fish}[shell](verbs))
+        bash: modelyard completion bash > ~/.local/share/bash-completion/completions/modelyard.
+        zsh: modelyard completion zsh > a folder of $fpath, as _modelyard.
+        fish: modelyard completion fish > ~/.config/fish/completions/modelyard.fish.
+        """
+        if shell is None:
+            raise UsageError("which shell?", hint="\n".join(f"modelyard completion {one.value}" for one in Shell))
+        print(SCRIPTS[shell](list(tree(typer.main.get_command(app)))))
+
+    return completion
 
 
 def tree(command: Any, words: tuple[str, ...] = ()) -> Iterator[Verb]:
@@ -113,7 +114,9 @@ def bash(verbs: list[Verb]) -> str:
         path = " ".join(("", *verb.words))
         flags = " ".join(flag for option in verb.options for flag in option.flags)
         kind = f" kind={verb.names}" if verb.names else ""
-        offers.append(f"{shlex.quote(path)}) verbs={shlex.quote(' '.join(verb.verbs))} flags={shlex.quote(flags)}{kind} ;;")
+        offers.append(
+            f"{shlex.quote(path)}) verbs={shlex.quote(' '.join(verb.verbs))} flags={shlex.quote(flags)}{kind} ;;"
+        )
         for option in verb.options:
             if option.takes:
                 patterns = "|".join(shlex.quote(f"{path} {flag}") for flag in option.flags)
@@ -227,3 +230,6 @@ def _fish_names(kind: str) -> str:
 
 def _fish(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+SCRIPTS: dict[Shell, Callable[[list[Verb]], str]] = {Shell.bash: bash, Shell.zsh: zsh, Shell.fish: fish}

@@ -26,7 +26,9 @@ _WORDS_OF_YAML = frozenset({"true", "false", "yes", "no", "on", "off", "null", "
 
 def import_command(
     command: Annotated[list[str], typer.Argument(help="The command line, in quotes; - reads it from standard input.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the file here, not to the screen.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the file here, not to the screen.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Turn the command line of vllm serve, llama-server or their docker run into a deployment file.
@@ -47,10 +49,15 @@ def import_command(
     try:
         write_atomically(output.absolute(), text.encode(), mode=0o644)
     except OSError as error:
-        raise UsageError(f"{output} cannot be written: {error.strerror}", hint="name a file that you may write") from error
+        raise UsageError(
+            f"{output} cannot be written: {error.strerror}", hint="name a file that you may write"
+        ) from error
     load(output)
     left = len(found.not_taken)
-    say(f"{output}: {len(found.taken) + 2} keys" + (f"; {left} flags were not taken over, the file says why" if left else ""))
+    say(
+        f"{output}: {len(found.taken) + 2} keys"
+        + (f"; {left} flags were not taken over, the file says why" if left else "")
+    )
     say(f"next: modelyard plan {output}")
 
 

@@ -1,5 +1,6 @@
-"""The names that a shell completes, read where they lie: no other process is asked, and nothing heavy is imported, since
-somebody waits with a finger on TAB."""
+"""The names that a shell completes, read where they lie.
+
+No other process is asked and nothing heavy is imported: somebody waits with a finger on TAB."""
 
 from __future__ import annotations
 

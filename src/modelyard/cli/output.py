@@ -30,6 +30,12 @@ def as_called(text: str) -> str:
     return _COMMAND.sub(lambda _: f"{settings.load().command} ", text)
 
 
+def tilde(path: str) -> str:
+    """A path as people write it: what lies in their home begins with `~`."""
+    home = settings.load().environ.get("HOME", "").rstrip("/")
+    return f"~{path.removeprefix(home)}" if home and path.startswith(f"{home}/") else path
+
+
 def print_json(value: object) -> None:
     """One JSON value on standard output, indented; records become objects."""
     text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()

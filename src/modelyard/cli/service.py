@@ -105,7 +105,9 @@ def _program() -> str:
     beside = Path(sys.executable).with_name("modelyard")
     found = str(beside) if beside.exists() else shutil.which("modelyard")
     if found is None:
-        raise ModelyardError("there is no `modelyard` program to start", hint="install Modelyard, or use a checkout's ./yard")
+        raise ModelyardError(
+            "there is no `modelyard` program to start", hint="install Modelyard, or use a checkout's ./yard"
+        )
     return os.path.abspath(found)
 
 
@@ -143,9 +145,9 @@ def _service(unit: Unit) -> list[str]:
         *(f"Environment={_quoted(f'{name}={value}')}" for name, value in unit.environ),
         "# A model may have to be fetched and loaded first; what is hopeless says so by itself.",
         "TimeoutStartSec=infinity",
-        "# Running requests finish, then engines end: `modelyard up` takes care of its own processes, and systemd of what",
-        "# is left. With KillMode=process engines outlive a killed yard by the lease (MODELYARD_LEASE_S, 5 s): set that",
-        "# longer only where loading takes minutes and the next start shall find them alive.",
+        "# Running requests finish, then engines end: `modelyard up` sees to its own, systemd to what is left.",
+        "# With KillMode=process engines outlive a killed yard by the lease (MODELYARD_LEASE_S, 5 s); a longer one is",
+        "# of use only there.",
         "KillMode=mixed",
         "TimeoutStopSec=120",
         "Restart=on-failure",
@@ -189,7 +191,7 @@ def _user(unit: Unit) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    """One word of a unit file: `%` is doubled, and quotes and backslashes are escaped (systemd.syntax, systemd.unit)."""
+    """One word of a unit file: `%` is doubled, quotes and backslashes are escaped (systemd.syntax, systemd.unit)."""
     text = text.replace("%", "%%")
     if all(letter.isalnum() or letter in "/._-=:@%+" for letter in text):
         return text

@@ -87,7 +87,7 @@ class SevenSteps:
 
     @contextmanager
     def _bar(self, name: StepName) -> Generator[Advance]:
-        if self.as_json or not self.console.is_terminal:
+        if self.as_json or not self.console.is_terminal or self.console.is_dumb_terminal:
             yield lambda text, fraction: None
             return
         columns = (

@@ -17,7 +17,7 @@ from modelyard.cli.admin import Admin, listening, running, state_directory
 from modelyard.cli.choosing import PACKAGED, Choice, Outlook, choose, outlook, took_file
 from modelyard.cli.keys import MadeKey
 from modelyard.cli.options import WHAT, Json
-from modelyard.cli.output import OUT, say
+from modelyard.cli.output import OUT, say, tilde
 from modelyard.cli.prepare import prepare
 from modelyard.cli.seven_steps import SevenSteps
 from modelyard.cli.starting import StartedYard, start_yard
@@ -87,7 +87,9 @@ def up(
             _bring_up(deployment, state, settings, admin, where, json)
         names = [deployment.name for deployment in file.deployments]
         _tell_how_to_call(admin, where, names, detached=detach, as_json=json)
-        telling_systemd.tell(settings.environ, telling_systemd.READY, f"STATUS=serving {', '.join(names)} at {where.url}")
+        telling_systemd.tell(
+            settings.environ, telling_systemd.READY, f"STATUS=serving {', '.join(names)} at {where.url}"
+        )
         if started is not None and not detach:
             _stay(admin, names, started, json)
             return
@@ -133,7 +135,7 @@ def _explain(
         ours = ", for this machine only" if file.gateway.host == "127.0.0.1" else ""
         look = Outlook(
             command=settings.command,
-            state=state.root,
+            state=tilde(str(state.root)),
             address=f"{scheme}://{file.gateway.host}:{file.gateway.port}/v1{ours}",
             engine=chosen.name,
             requirements=chosen.requirements,
@@ -181,7 +183,8 @@ def _bring_up(
     `modelyard restart` tries again. One that is interrupted before it ever served is withdrawn."""
     steps = SevenSteps(deployment.name, OUT, as_json)
     if not as_json:
-        say(deployment.name if deployment.name == deployment.model else f"{deployment.name}: {deployment.model}")
+        from_ = "" if deployment.name == deployment.model else f": {tilde(deployment.model)}"
+        say(f"{deployment.name}{from_}")
     wanted = prepare(deployment, state, settings, steps)
     before = desired.load(state, deployment.name)
     desired.save(state, wanted if before is None else _same_age(wanted, before))

@@ -17,7 +17,15 @@ _UNSAFE: dict[int, str] = {
     **{code: f"<{code:02X}>" for code in range(0x80, 0xA0)},
     **{
         code: f"<{code:04X}>"
-        for code in (0x061C, *range(0x200E, 0x2010), *range(0x2028, 0x202F), *range(0x2066, 0x206A), 0xFFF9, 0xFFFA, 0xFFFB)
+        for code in (
+            0x061C,
+            *range(0x200E, 0x2010),
+            *range(0x2028, 0x202F),
+            *range(0x2066, 0x206A),
+            0xFFF9,
+            0xFFFA,
+            0xFFFB,
+        )
     },
     # A lone surrogate cannot be written as UTF-8 at all.
     **{code: "\ufffd" for code in range(0xD800, 0xE000)},

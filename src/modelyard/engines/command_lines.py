@@ -29,7 +29,22 @@ _WRAPPERS: dict[str, frozenset[str]] = {
 _STARTS_AFTER = {"uv": ("run",), "taskset": ()}
 # `docker run` options that stand alone; any other with a single word takes the next one.
 _DOCKER_ALONE = frozenset(
-    {"--rm", "-d", "--detach", "-i", "-t", "-it", "-ti", "-dit", "-itd", "-td", "--init", "--privileged", "--interactive", "--tty"}
+    {
+        "--rm",
+        "-d",
+        "--detach",
+        "-i",
+        "-t",
+        "-it",
+        "-ti",
+        "-dit",
+        "-itd",
+        "-td",
+        "--init",
+        "--privileged",
+        "--interactive",
+        "--tty",
+    }
 )
 
 

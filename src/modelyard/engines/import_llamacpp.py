@@ -14,6 +14,7 @@ from modelyard.engines.importing import (
     Taken,
     as_path,
     finished,
+    flags,
     note_words,
     on_address,
     positive,
@@ -42,10 +43,6 @@ def _flash(text: str) -> str | None:
     return "on" if text in ("on", "1", "true", "enabled") else "off"
 
 
-def _flags(reason: str, names: str, *, alone: bool = False) -> dict[str, Flag]:
-    return {name: Flag(reason=reason, values="0" if alone else "1") for name in names.split()}
-
-
 FLAGS: dict[str, Flag] = {
     # What a deployment says.
     "--model": Flag(only_raw=True),
@@ -70,24 +67,24 @@ FLAGS: dict[str, Flag] = {
     "--api-key-file": Flag(secret=True, reason="keys are Modelyard's own: modelyard keys create NAME"),
     "--hf-token": Flag(secret=True, reason="set HF_TOKEN in the environment of modelyard"),
     # Nowhere to go.
-    **_flags(
+    **flags(
         _OURS,
         "--path --cors-origins --cors-methods --cors-headers --api-prefix --ui-config --ui-config-file --timeout"
         " --sse-ping-interval --threads-http --tags --webui-config --webui-config-file",
     ),
-    **_flags(
+    **flags(
         _OURS,
         "--cors-credentials --no-cors-credentials --ui --no-ui --webui --no-webui --metrics --props --slots --no-slots"
         " --reuse-port --ui-mcp-proxy --no-ui-mcp-proxy",
         alone=True,
     ),
-    **_flags(
+    **flags(
         _GPU,
         "--n-gpu-layers --split-mode --tensor-split --main-gpu --device --override-tensor --n-cpu-moe --moe-cache-mib"
         " --n-cpu-ffn --rpc",
     ),
-    **_flags(_GPU, "--cpu-moe --kv-offload --no-kv-offload --op-offload --no-op-offload --no-host", alone=True),
-    **_flags(
+    **flags(_GPU, "--cpu-moe --kv-offload --no-kv-offload --op-offload --no-op-offload --no-host", alone=True),
+    **flags(
         _SAMPLING,
         "--samplers --seed --sampler-seq --temp --top-k --top-p --min-p --top-nsigma --xtc-probability --xtc-threshold"
         " --typical --repeat-last-n --repeat-penalty --presence-penalty --frequency-penalty --dry-multiplier --dry-base"
@@ -95,63 +92,64 @@ FLAGS: dict[str, Flag] = {
         " --dynatemp-range --dynatemp-exp --mirostat --mirostat-lr --mirostat-ent --logit-bias --grammar --grammar-file"
         " --json-schema --json-schema-file --predict --reverse-prompt",
     ),
-    **_flags(_SAMPLING, "--ignore-eos --backend-sampling --special --escape --no-escape", alone=True),
-    **_flags(_LOGS, "--log-file --verbosity --log-colors"),
-    **_flags(
+    **flags(_SAMPLING, "--ignore-eos --backend-sampling --special --escape --no-escape", alone=True),
+    **flags(_LOGS, "--log-file --verbosity --log-colors"),
+    **flags(
         _LOGS,
         "--log-disable --log-jsonl --no-log-jsonl --verbose --log-prefix --no-log-prefix --log-timestamps"
         " --no-log-timestamps --perf --no-perf",
         alone=True,
     ),
-    **_flags(
+    **flags(
         _PLANNED,
-        "--threads-batch --ubatch-size --cpu-mask --cpu-range --cpu-strict --prio --poll --cpu-mask-batch"
-        " --cpu-range-batch --cpu-strict-batch --prio-batch --poll-batch --numa --fit --fit-target --fit-ctx --cache-ram"
-        " --cache-reuse --keep --kv-unified-per-slot --ctx-checkpoints --checkpoint-min-step --defrag-thold",
+        "--threads-batch --ubatch-size --cpu-mask --cpu-range --cpu-strict --prio --poll"
+        " --cpu-mask-batch --cpu-range-batch --cpu-strict-batch --prio-batch --poll-batch --numa --fit --fit-target"
+        " --fit-ctx --cache-ram --cache-reuse --keep --kv-unified-per-slot --ctx-checkpoints --checkpoint-min-step"
+        " --defrag-thold",
     ),
-    **_flags(
+    **flags(
         _PLANNED,
         "--cont-batching --no-cont-batching --kv-unified --no-kv-unified --cache-prompt --no-cache-prompt --swa-full"
         " --context-shift --no-context-shift --warmup --no-warmup --repack --no-repack --cache-idle-slots"
         " --no-cache-idle-slots --check-tensors",
         alone=True,
     ),
-    **_flags(
+    **flags(
         _MEDIA,
-        "--mmproj --mmproj-url --mmproj-device --image-min-tokens --image-max-tokens --mtmd-batch-max-tokens --video-fps"
-        " --media-path",
+        "--mmproj --mmproj-url --mmproj-device --image-min-tokens --image-max-tokens --mtmd-batch-max-tokens"
+        " --video-fps --media-path",
     ),
-    **_flags(_MEDIA, "--mmproj-auto --no-mmproj --mmproj-offload --no-mmproj-offload", alone=True),
-    **_flags(
+    **flags(_MEDIA, "--mmproj-auto --no-mmproj --mmproj-offload --no-mmproj-offload", alone=True),
+    **flags(
         _DRAFT,
         "--model-draft --hf-repo-draft --draft-max --draft-min --draft-p-min --ctx-size-draft --n-gpu-layers-draft"
         " --device-draft --cache-type-k-draft --cache-type-v-draft --spec-type --spec-draft-n-max --spec-draft-n-min"
         " --lookup-cache-static --lookup-cache-dynamic --draft",
     ),
-    **_flags(
+    **flags(
         _ROPE,
         "--rope-scaling --rope-scale --rope-freq-base --rope-freq-scale --yarn-orig-ctx --yarn-ext-factor"
         " --yarn-attn-factor --yarn-beta-slow --yarn-beta-fast --override-kv",
     ),
-    **_flags(_LOADING, "--load-mode --lazy-mode"),
-    **_flags(_LOADING, "--mlock --no-mmap --mmap --direct-io --no-direct-io --offline", alone=True),
-    **_flags(
+    **flags(_LOADING, "--load-mode --lazy-mode"),
+    **flags(_LOADING, "--mlock --no-mmap --mmap --direct-io --no-direct-io --offline", alone=True),
+    **flags(
         _THOUGHTS,
         "--reasoning-format --reasoning --reasoning-effort --reasoning-budget --reasoning-budget-message"
         " --chat-template-kwargs",
     ),
-    **_flags(_THOUGHTS, "--reasoning-preserve --no-reasoning-preserve", alone=True),
-    **_flags(_ROUTER, "--models-dir --models-preset --models-max"),
-    **_flags(_ROUTER, "--models-autoload --no-models-autoload", alone=True),
-    **_flags("the model's own template is used", "--chat-template --chat-template-file"),
-    **_flags("templates are always rendered so", "--jinja", alone=True),
-    **_flags("the model's own template is used", "--no-jinja --skip-chat-parsing --spm-infill", alone=True),
-    **_flags("LoRA adapters: not in this version", "--lora --lora-scaled --control-vector --control-vector-scaled"),
-    **_flags("embeddings and reranking: not in this version", "--pooling --embd-normalize"),
-    **_flags("embeddings and reranking: not in this version", "--embedding --reranking", alone=True),
-    **_flags("tools that a server runs by itself are not served", "--tools --tools-runtime --mcp-servers-config"),
-    **_flags("tools that a server runs by itself are not served", "--agent --no-agent", alone=True),
-    **_flags(_FILE_ONLY, "--slot-save-path --docker-repo --sleep-idle-seconds"),
+    **flags(_THOUGHTS, "--reasoning-preserve --no-reasoning-preserve", alone=True),
+    **flags(_ROUTER, "--models-dir --models-preset --models-max"),
+    **flags(_ROUTER, "--models-autoload --no-models-autoload", alone=True),
+    **flags("the model's own template is used", "--chat-template --chat-template-file"),
+    **flags("templates are always rendered so", "--jinja", alone=True),
+    **flags("the model's own template is used", "--no-jinja --skip-chat-parsing --spm-infill", alone=True),
+    **flags("LoRA adapters: not in this version", "--lora --lora-scaled --control-vector --control-vector-scaled"),
+    **flags("embeddings and reranking: not in this version", "--pooling --embd-normalize"),
+    **flags("embeddings and reranking: not in this version", "--embedding --reranking", alone=True),
+    **flags("tools that a server runs by itself are not served", "--tools --tools-runtime --mcp-servers-config"),
+    **flags("tools that a server runs by itself are not served", "--agent --no-agent", alone=True),
+    **flags(_FILE_ONLY, "--slot-save-path --docker-repo --sleep-idle-seconds"),
 }
 ALIASES = {
     "-m": "--model",
@@ -301,7 +299,9 @@ def _share_context(taken: dict[str, Taken], not_taken: list[NotTaken], raw: Mapp
         said = f"-c {context}" + (f" for {shares} slots" if shares > 1 else "")
         taken["limits.context_tokens"] = Taken(key="limits.context_tokens", value=context // shares, flag=said)
     elif raw.get("--ctx-size"):
-        not_taken.append(NotTaken(said=f"-c {raw['--ctx-size']}", reason="0 is the model's own, as here without a limit"))
+        not_taken.append(
+            NotTaken(said=f"-c {raw['--ctx-size']}", reason="0 is the model's own, as here without a limit")
+        )
 
 
 def _count(text: str | None) -> int | None:

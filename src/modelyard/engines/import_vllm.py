@@ -13,6 +13,7 @@ from modelyard.engines.importing import (
     Value,
     as_path,
     finished,
+    flags,
     note_words,
     number,
     on_address,
@@ -105,113 +106,107 @@ FLAGS: dict[str, Flag] = {
     **{f"-O{level}": Flag(values="0", reason=_OPTIONAL) for level in range(4)},
     "--swap-space": Flag(reason="gone from vLLM since its first engine"),
     "--device": Flag(reason="gone from vLLM: the build decides"),
-    **{
-        f"--{name}": Flag(reason=_OURS)
-        for name in (
-            "allowed-origins", "allowed-methods", "allowed-headers", "root-path", "middleware", "ssl-ca-certs",
-            "ssl-cert-reqs", "ssl-ciphers", "h11-max-incomplete-event-size", "h11-max-header-count",
-            "sse-keep-alive-interval", "response-role", "max-log-len", "fingerprint-mode", "fingerprint-value",
-            "api-server-count", "grpc-port",
-        )
-    },
-    **{
-        f"--{name}": Flag(values="0", reason=_OURS)
-        for name in (
-            "allow-credentials", "enable-ssl-refresh", "disable-fastapi-docs", "enable-offline-docs",
-            "enable-request-id-headers", "enable-server-load-tracking", "enable-force-include-usage",
-            "enable-prompt-tokens-details", "return-tokens-as-token-ids", "disable-frontend-multiprocessing", "headless",
-        )
-    },
-    **{
-        f"--{name}": Flag(reason=_LOGS)
-        for name in (
-            "uvicorn-log-level", "disable-access-log-for-endpoints", "log-config-file", "log-level", "logging-config",
-            "otlp-traces-endpoint", "collect-detailed-traces", "show-hidden-metrics-for-version",
-        )
-    },
-    **{
-        f"--{name}": Flag(values="0", reason=_LOGS)
-        for name in ("disable-uvicorn-access-log", "disable-log-stats", "enable-log-outputs", "aggregate-engine-logging")
-    },
-    **{
-        f"--{name}": Flag(reason=_SEVERAL_HOSTS)
-        for name in (
-            "nnodes", "node-rank", "master-addr", "master-port", "distributed-executor-backend", "data-parallel-rank",
-            "data-parallel-start-rank", "data-parallel-size-local", "data-parallel-address", "data-parallel-rpc-port",
-            "data-parallel-backend", "kv-transfer-config", "kv-events-config", "ec-transfer-config",
-        )
-    },
-    **{
-        f"--{name}": Flag(values="0", reason=_SEVERAL_HOSTS)
-        for name in ("data-parallel-hybrid-lb", "data-parallel-external-lb", "data-parallel-multi-port-external-lb")
-    },
-    **{
-        f"--{name}": Flag(reason=_MEDIA)
-        for name in (
-            "limit-mm-per-prompt", "mm-processor-kwargs", "media-io-kwargs", "mm-processor-cache-gb",
-            "mm-processor-cache-type", "mm-encoder-tp-mode", "mm-encoder-attn-backend", "allowed-local-media-path",
-            "allowed-media-domains", "video-pruning-rate",
-        )
-    },
-    **{
-        f"--{name}": Flag(values="0", reason=_MEDIA)
-        for name in ("language-model-only", "enable-mm-embeds", "skip-mm-profiling", "interleave-mm-strings")
-    },
+    **flags(
+        _OURS,
+        "--allowed-origins --allowed-methods --allowed-headers --root-path --middleware --ssl-ca-certs"
+        " --ssl-cert-reqs --ssl-ciphers --h11-max-incomplete-event-size --h11-max-header-count"
+        " --sse-keep-alive-interval --response-role --max-log-len --fingerprint-mode --fingerprint-value"
+        " --api-server-count --grpc-port",
+    ),
+    **flags(
+        _OURS,
+        "--allow-credentials --enable-ssl-refresh --disable-fastapi-docs --enable-offline-docs"
+        " --enable-request-id-headers --enable-server-load-tracking --enable-force-include-usage"
+        " --enable-prompt-tokens-details --return-tokens-as-token-ids --disable-frontend-multiprocessing"
+        " --headless",
+        alone=True,
+    ),
+    **flags(
+        _LOGS,
+        "--uvicorn-log-level --disable-access-log-for-endpoints --log-config-file --log-level"
+        " --logging-config --otlp-traces-endpoint --collect-detailed-traces --show-hidden-metrics-for-version",
+    ),
+    **flags(
+        _LOGS,
+        "--disable-uvicorn-access-log --disable-log-stats --enable-log-outputs --aggregate-engine-logging",
+        alone=True,
+    ),
+    **flags(
+        _SEVERAL_HOSTS,
+        "--nnodes --node-rank --master-addr --master-port --distributed-executor-backend --data-parallel-rank"
+        " --data-parallel-start-rank --data-parallel-size-local --data-parallel-address"
+        " --data-parallel-rpc-port --data-parallel-backend --kv-transfer-config --kv-events-config"
+        " --ec-transfer-config",
+    ),
+    **flags(
+        _SEVERAL_HOSTS,
+        "--data-parallel-hybrid-lb --data-parallel-external-lb --data-parallel-multi-port-external-lb",
+        alone=True,
+    ),
+    **flags(
+        _MEDIA,
+        "--limit-mm-per-prompt --mm-processor-kwargs --media-io-kwargs --mm-processor-cache-gb"
+        " --mm-processor-cache-type --mm-encoder-tp-mode --mm-encoder-attn-backend --allowed-local-media-path"
+        " --allowed-media-domains --video-pruning-rate",
+    ),
+    **flags(
+        _MEDIA,
+        "--language-model-only --enable-mm-embeds --skip-mm-profiling --interleave-mm-strings",
+        alone=True,
+    ),
     "--enable-lora": Flag(values="0", reason=_ADAPTERS),
     "--fully-sharded-loras": Flag(values="0", reason=_ADAPTERS),
     "--lora-modules": Flag(values="+", reason=_ADAPTERS),
-    **{f"--{name}": Flag(reason=_ADAPTERS) for name in ("max-loras", "max-lora-rank", "lora-dtype", "max-cpu-loras")},
+    **flags(_ADAPTERS, "--max-loras --max-lora-rank --lora-dtype --max-cpu-loras"),
     "--enable-auto-tool-choice": Flag(values="0", reason=_TOOLS),
-    **{f"--{name}": Flag(reason=_TOOLS) for name in ("tool-call-parser", "tool-parser-plugin", "tool-server")},
+    **flags(_TOOLS, "--tool-call-parser --tool-parser-plugin --tool-server"),
     "--enable-reasoning": Flag(values="0", reason="thoughts in a field of their own: not in this version"),
-    **{
-        f"--{name}": Flag(reason="thoughts in a field of their own: not in this version")
-        for name in ("reasoning-parser", "reasoning-parser-plugin", "reasoning-config", "default-chat-template-kwargs")
-    },
-    **{
-        f"--{name}": Flag(reason=_FILE_ONLY)
-        for name in (
-            "runner", "convert", "task", "tokenizer-mode", "tokenizer-revision", "code-revision", "hf-config-path",
-            "hf-overrides", "config-format", "generation-config", "override-generation-config", "pooler-config",
-            "max-logprobs", "logprobs-mode", "model-impl", "logits-processors", "load-format", "download-dir",
-            "ignore-patterns", "model-loader-extra-config", "safetensors-load-strategy", "rope-scaling", "rope-theta",
-            "chat-template-content-format", "structured-outputs-config", "guided-decoding-backend", "scheduler-cls",
-            "worker-cls", "worker-extension-cls", "additional-config", "profiler-config", "io-processor-plugin",
-        )
-    },
-    **{
-        f"--{name}": Flag(values="0", reason=_FILE_ONLY)
-        for name in (
-            "skip-tokenizer-init", "enable-prompt-embeds", "enable-sleep-mode", "disable-sliding-window",
-            "trust-request-chat-template", "enable-tokenizer-info-endpoint", "exclude-tools-when-tool-choice-none",
-            "allow-deprecated-quantization", "use-tqdm-on-load", "use-v2-block-manager", "enable-elastic-ep",
-        )
-    },
-    **{
-        f"--{name}": Flag(reason=_OPTIONAL)
-        for name in (
-            "attention-backend", "moe-backend", "linear-backend", "mamba-backend", "cudagraph-capture-sizes",
-            "max-cudagraph-capture-size", "cuda-graph-sizes", "attention-config", "kernel-config", "performance-mode",
-            "spec-method", "spec-model", "spec-tokens", "speculative-model", "num-speculative-tokens", "all2all-backend",
-            "decode-context-parallel-size", "prefill-context-parallel-size", "eplb-config", "stream-interval",
-            "scheduling-policy", "long-prefill-token-threshold", "max-num-partial-prefills", "mamba-cache-dtype",
-            "mamba-ssm-cache-dtype", "kv-offloading-size", "kv-offloading-backend", "offload-backend", "cpu-offload-gb",
-            "prefix-caching-hash-algo", "num-gpu-blocks-override", "num-scheduler-steps", "max-seq-len-to-capture",
-            "max-parallel-loading-workers", "max-num-active-seqs", "max-num-scheduled-tokens", "max-num-queued-tokens",
-        )
-    },
-    **{
-        f"--{name}": Flag(values="0", reason=_OPTIONAL)
-        for name in (
-            "enable-expert-parallel", "enable-eplb", "enable-dbo", "disable-custom-all-reduce", "async-scheduling",
-            "disable-hybrid-kv-cache-manager", "disable-chunked-mm-input", "disable-cascade-attn", "calculate-kv-scales",
-            "enable-flashinfer-autotune", "numa-bind", "kv-sharing-fast-prefill", "use-replayssm",
-        )
-    },
+    **flags(
+        "thoughts in a field of their own: not in this version",
+        "--reasoning-parser --reasoning-parser-plugin --reasoning-config --default-chat-template-kwargs",
+    ),
+    **flags(
+        _FILE_ONLY,
+        "--runner --convert --task --tokenizer-mode --tokenizer-revision --code-revision --hf-config-path"
+        " --hf-overrides --config-format --generation-config --override-generation-config --pooler-config"
+        " --max-logprobs --logprobs-mode --model-impl --logits-processors --load-format --download-dir"
+        " --ignore-patterns --model-loader-extra-config --safetensors-load-strategy --rope-scaling"
+        " --rope-theta --chat-template-content-format --structured-outputs-config --guided-decoding-backend"
+        " --scheduler-cls --worker-cls --worker-extension-cls --additional-config --profiler-config"
+        " --io-processor-plugin",
+    ),
+    **flags(
+        _FILE_ONLY,
+        "--skip-tokenizer-init --enable-prompt-embeds --enable-sleep-mode --disable-sliding-window"
+        " --trust-request-chat-template --enable-tokenizer-info-endpoint --exclude-tools-when-tool-choice-none"
+        " --allow-deprecated-quantization --use-tqdm-on-load --use-v2-block-manager --enable-elastic-ep",
+        alone=True,
+    ),
+    **flags(
+        _OPTIONAL,
+        "--attention-backend --moe-backend --linear-backend --mamba-backend --cudagraph-capture-sizes"
+        " --max-cudagraph-capture-size --cuda-graph-sizes --attention-config --kernel-config"
+        " --performance-mode --spec-method --spec-model --spec-tokens --speculative-model"
+        " --num-speculative-tokens --all2all-backend --decode-context-parallel-size"
+        " --prefill-context-parallel-size --eplb-config --stream-interval --scheduling-policy"
+        " --long-prefill-token-threshold --max-num-partial-prefills --mamba-cache-dtype"
+        " --mamba-ssm-cache-dtype --kv-offloading-size --kv-offloading-backend --offload-backend"
+        " --cpu-offload-gb --prefix-caching-hash-algo --num-gpu-blocks-override --num-scheduler-steps"
+        " --max-seq-len-to-capture --max-parallel-loading-workers --max-num-active-seqs"
+        " --max-num-scheduled-tokens --max-num-queued-tokens",
+    ),
+    **flags(
+        _OPTIONAL,
+        "--enable-expert-parallel --enable-eplb --enable-dbo --disable-custom-all-reduce --async-scheduling"
+        " --disable-hybrid-kv-cache-manager --disable-chunked-mm-input --disable-cascade-attn"
+        " --calculate-kv-scales --enable-flashinfer-autotune --numa-bind --kv-sharing-fast-prefill"
+        " --use-replayssm",
+        alone=True,
+    ),
     "--numa-bind-cpus": Flag(reason=_PLANNED),
     "--numa-bind-nodes": Flag(reason=_PLANNED),
     "--device-ids": Flag(reason=_PLANNED),
-}  # fmt: skip
+}
 ALIASES = {
     "-tp": "--tensor-parallel-size",
     "-pp": "--pipeline-parallel-size",
@@ -301,7 +296,9 @@ def read(words: Sequence[str], environ: Mapping[str, str]) -> ImportedCommand:
     on_address(found, "--host", "--ssl-certfile", "--ssl-keyfile")
     model, *others = [*filter(None, [found.raw.get("--model")]), *found.bare] or [""]
     note_words(found, others)
-    return finished(found, reference(model, found.raw.get("--revision", "")), found.raw.get("--served-model-name") or model)
+    return finished(
+        found, reference(model, found.raw.get("--revision", "")), found.raw.get("--served-model-name") or model
+    )
 
 
 def reference(model: str, revision: str) -> str:

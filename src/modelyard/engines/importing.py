@@ -44,8 +44,8 @@ class ImportedCommand(Record):
 @dataclass(frozen=True, slots=True)
 class Flag:
     """One flag of an engine. `values` is how many words follow it; `?` takes the next one unless it is a flag, `+` all
-    up to the next flag. It goes to `key`, read by `read`, or nowhere, for `reason`; `only_raw` is for what several flags
-    say together."""
+    up to the next flag. It goes to `key`, read by `read`, or nowhere, for `reason`. `only_raw`: several flags say
+    together what goes where."""
 
     key: str = ""
     reason: str = ""
@@ -55,6 +55,11 @@ class Flag:
     only_raw: bool = False
     # What the absence of a value means: `--enable-x` is true, `--no-enable-x` false.
     alone: Value = True
+
+
+def flags(reason: str, names: str, *, alone: bool = False) -> dict[str, Flag]:
+    """Flags that go nowhere, all for one reason; `alone`: none of them takes a value."""
+    return {name: Flag(reason=reason, values="0" if alone else "1") for name in names.split()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,7 @@ class Read:
 
 
 def read_words(dialect: Dialect, words: Sequence[str], environ: Mapping[str, str]) -> Read:
-    """Every word and variable, sorted. Flags win over variables, later flags over earlier ones, as the engines do it."""
+    """Every word and variable, sorted. Flags win over variables, later flags over earlier ones, as engines do it."""
     found = Read(dialect, {}, [], {}, [])
     for name, value in environ.items():
         if name in dialect.environ:
@@ -132,7 +137,7 @@ def _values(flag: Flag, rest: list[str]) -> list[str]:
 
 def _take(found: Read, name: str, flag: Flag, typed: str, values: Sequence[str], by: str = " ") -> None:
     if flag.secret:
-        found.not_taken.append(NotTaken(said=typed, reason=f"a secret, not copied: {flag.reason}"))
+        found.not_taken.append(NotTaken(said=typed, reason=f"a secret, not copied; {flag.reason}"))
         return
     if flag.values == "1" and not values:
         raise UsageError(f"{typed} has no value", hint="check the command line")
@@ -157,7 +162,9 @@ def _take(found: Read, name: str, flag: Flag, typed: str, values: Sequence[str],
 
 def _variable(name: str, value: str) -> NotTaken:
     if _SECRET.search(name):
-        return NotTaken(said=name, reason="a secret, not copied; set it in the environment of modelyard, if it is needed")
+        return NotTaken(
+            said=name, reason="a secret, not copied; set it in the environment of modelyard, if it is needed"
+        )
     for prefix, reason in _VARIABLES.items():
         if name.startswith(prefix):
             return NotTaken(said=f"{name}={value}", reason=reason)
@@ -233,8 +240,8 @@ def on_address(found: Read, host: str, certificate: str, private_key: str) -> No
         found.taken["gateway.host"] = Taken(key="gateway.host", value=address, flag=f"{host} {address}")
         return
     reason = (
-        "reachable from other machines, which Modelyard serves with TLS only: set gateway.host and gateway.tls, or start "
-        "with `modelyard up --host ADDRESS --insecure-listen` where something else guards it"
+        "reachable from other machines, which Modelyard serves with TLS only: set gateway.host and gateway.tls, or "
+        "start with `modelyard up --host ADDRESS --insecure-listen` where something else guards it"
     )
     found.not_taken.append(NotTaken(said=f"{host} {address}", reason=reason))
 
