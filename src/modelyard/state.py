@@ -230,7 +230,10 @@ def locked(path: Path, *, holding: str, wait: bool = False) -> Generator[None]:
         if wait:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         elif not _taken(descriptor):
-            raise StateLocked(f"another Modelyard process is {holding} ({path.parent})")
+            raise StateLocked(
+                f"another Modelyard process is {holding} ({path.parent})",
+                hint="wait for it, see `modelyard status`, or name another folder in MODELYARD_STATE",
+            )
         yield
     finally:
         os.close(descriptor)

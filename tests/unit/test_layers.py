@@ -210,7 +210,10 @@ def test_nobody_outside_the_engines_imports_an_adapter() -> None:
     """The contracts and the registry are the doors."""
     doors = {
         f"modelyard.engines{door}"
-        for door in ("", ".builds", ".contract", ".hosting", ".locks", ".registry", ".sizing")
+        for door in (
+            *("", ".builds", ".command_lines", ".contract", ".hosting", ".importing", ".locks", ".registry"),
+            ".sizing",
+        )
     }
     wrong = [
         f"{importer} imports {imported}"

@@ -14,6 +14,7 @@ from rich.table import Table
 from modelyard import settings as settings_module
 from modelyard.cli.admin import listening, state_directory
 from modelyard.cli.conformance import conformance, proved_here
+from modelyard.cli.engines_import import import_command
 from modelyard.cli.options import Json
 from modelyard.cli.output import OUT, print_json, say
 from modelyard.cli.seven_steps import SevenSteps
@@ -31,6 +32,7 @@ from modelyard.state import StateDirectory
 
 app = typer.Typer(help="Which engines there are, what they can do, and their environments.", no_args_is_help=True)
 app.command()(conformance)
+app.command("import")(import_command)
 
 # Minutes on most lines, and enough of a disk that somebody may want to say no.
 _LARGE_BYTES = 1_000_000_000

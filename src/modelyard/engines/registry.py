@@ -36,6 +36,11 @@ def engine(name: str) -> Engine:
     raise UsageError(f"there is no engine called {name!r}", hint=hint)
 
 
+def names() -> tuple[str, ...]:
+    """Every engine's name; no adapter is imported for it."""
+    return tuple(_ENGINES)
+
+
 def engines() -> tuple[Engine, ...]:
     """Every adapter that serves models, the one that `auto` prefers first."""
     return tuple(make() for make in _ENGINES.values())
