@@ -130,6 +130,8 @@ def test_the_operators_settings_win_and_stand_in_the_plan() -> None:
         ({"threads": 0}, "threads is 0", "at least 1"),
         ({"max_batched_tokens": 31}, "max_batched_tokens is 31", "at least 32"),
         ({"kv_cache_bytes": 1}, "kv_cache_bytes is not set under settings", "limits.kv_cache"),
+        ({"speculative_tokens": 3}, "speculative_tokens and prefix_cache exclude each other", "prefix_cache: false"),
+        ({"draft_model": "x.gguf"}, "draft_model is not set under settings", "speculative_tokens alone"),
         ({"KV_CACHE_PRECISION": "u7"}, "KV_CACHE_PRECISION is 'u7'", "u8"),
     ],
 )

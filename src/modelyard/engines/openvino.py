@@ -65,8 +65,9 @@ _SAID_ELSEWHERE = {
     "model_path": "model",
     "served_name": "name",
     "INFERENCE_NUM_THREADS": "settings.threads",
+    "draft_model": "speculative_tokens alone: no second model file passes the gate yet",
 }
-_LEAST = {"threads": 1, "max_batched_tokens": _BLOCK_TOKENS, "max_queued": 0}
+_LEAST = {"threads": 1, "max_batched_tokens": _BLOCK_TOKENS, "max_queued": 0, "speculative_tokens": 0}
 
 
 class OpenVino:
@@ -203,6 +204,11 @@ class OpenVino:
         for name, value in overrides.items():
             _check(name, value, planned)
             planned[name] = Setting(name=name, value=value, reason="the operator's setting")
+        if planned["speculative_tokens"].value and planned["prefix_cache"].value:
+            raise BadSetting(
+                "speculative_tokens and prefix_cache exclude each other: a cached block may hold a rejected guess",
+                "set prefix_cache: false beside it",
+            )
         return tuple(planned.values())
 
 
@@ -227,6 +233,12 @@ def _planned(room: Room) -> tuple[Setting, ...]:
             reason="the gateway queues; here only a request waits whose predecessor is still giving up its seat",
         ),
         Setting(name="prefix_cache", value=True, reason="a repeated beginning of a prompt is not computed again"),
+        Setting(
+            name="speculative_tokens",
+            value=0,
+            reason="off: guessing ahead pays only where answers repeat their prompts, and excludes the prefix cache",
+        ),
+        Setting(name="draft_model", value="", reason="none: what is guessed is looked up in the prompt and the answer"),
         Setting(name="default_temperature", value=1.0, reason="where a request names none: OpenAI's default"),
         Setting(name="default_top_p", value=1.0, reason="where a request names none: OpenAI's default"),
         Setting(name="stall_s", value=room.hang_timeout_s, reason="the deployment's own bound for a hang"),
