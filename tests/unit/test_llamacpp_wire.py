@@ -18,16 +18,16 @@ BadRequest: type[Exception] = load_program("http1").BadRequest
 
 def asked(path: str = CHAT, **fields: Any) -> Any:
     said = {"messages": [{"role": "user", "content": "hi"}]} if path == CHAT else {"prompt": "hi"}
-    return wire.parse_ask(json.dumps({"model": "m", **said, **fields}).encode(), path, "m")
+    return wire.parse_ask(json.dumps({"model": "m", **said, **fields}).encode(), path, "m", tools=True)
 
 
 def sent(path: str = CHAT, **fields: Any) -> dict[str, Any]:
     return json.loads(asked(path, **fields).body)
 
 
-def refused(body: bytes, path: str = CHAT) -> Any:
+def refused(body: bytes, path: str = CHAT, *, tools: bool = True) -> Any:
     with pytest.raises(BadRequest) as caught:
-        wire.parse_ask(body, path, "m")
+        wire.parse_ask(body, path, "m", tools=tools)
     return caught.value
 
 
@@ -41,8 +41,8 @@ def test_everything_is_asked_as_a_stream_with_progress_and_usage(stream: bool | 
 @pytest.mark.parametrize(
     ("path", "fields"),
     [
-        (CHAT, {"max_completion_tokens": 3, "tools": [], "top_logprobs": 2, "response_format": {"type": "text"}}),
-        (COMPLETION, {"max_tokens": 3, "logprobs": 2, "stop": ["a"], "temperature": 0, "min_p": 0.1}),
+        (CHAT, {"max_completion_tokens": 3, "tools": [{}], "logprobs": True, "response_format": {"type": "text"}}),
+        (COMPLETION, {"max_tokens": 3, "stop": ["a"], "temperature": 0, "min_p": 0.1}),
     ],
 )
 def test_fields_that_we_know_are_sent_as_they_are(path: str, fields: dict[str, Any]) -> None:
@@ -79,6 +79,18 @@ def test_small_seeds_stay_what_they_are() -> None:
 def test_what_the_engine_would_ignore_is_refused_by_name(name: str, value: Any) -> None:
     error = refused(json.dumps({"model": "m", "messages": [], name: value}).encode())
     assert (error.status, error.param, error.code) == (400, name, "unsupported_parameter")
+
+
+def test_tools_are_refused_where_the_template_has_no_place_for_them() -> None:
+    body = {"model": "m", "messages": []}
+    error = refused(json.dumps({**body, "tools": [{}]}).encode(), tools=False)
+    assert (error.param, "template" in str(error)) == ("tools", True)
+    assert refused(json.dumps({**body, "tool_choice": "required"}).encode(), tools=False).param == "tool_choice"
+    wire.parse_ask(json.dumps({**body, "tools": [], "tool_choice": "auto"}).encode(), CHAT, "m", tools=False)
+
+
+def test_logprobs_of_a_raw_prompt_are_refused() -> None:
+    assert refused(b'{"model": "m", "prompt": "a", "logprobs": 0}', COMPLETION).param == "logprobs"
 
 
 @pytest.mark.parametrize(("name", "value"), [("n", 1), ("echo", False), ("suffix", ""), ("best_of", None)])
@@ -162,9 +174,9 @@ def test_a_whole_answer_is_its_pieces_joined(pieces: list[str]) -> None:
 
 
 def test_reasoning_stands_beside_the_content() -> None:
-    [choice] = whole(
-        chunk({"delta": {"reasoning_content": "hm"}}), chunk({"delta": {"reasoning_content": "m"}}), *END
-    )["choices"]
+    [choice] = whole(chunk({"delta": {"reasoning_content": "hm"}}), chunk({"delta": {"reasoning_content": "m"}}), *END)[
+        "choices"
+    ]
     assert choice["message"] == {"role": "assistant", "content": "", "reasoning_content": "hmm"}
 
 

@@ -33,6 +33,19 @@ CONFIG_NAME = "llamacpp_server.json"
 # with the launch even if both were killed.
 SOCKET_NAME = "llama.sock"
 
+# Resident memory of both processes after a prompt of 1,500 tokens, without the KV cache, xllamacpp 2026.10.11549 on AVX2:
+# SmolLM2-135M in Q4_1 (98 MB of file) 187 MB, Q8_0 (145) 233, F16 (271) 359, Q4_0 (78) 240; its layers four times in
+# Q4_1 (286) 381, in Q8_0 (484) 580. Files are mapped, so their bytes count once and the kernel may drop them; types that
+# are laid out anew for the kernels count twice. More context or slots took nothing beside their KV cache.
+_RUNTIME_BYTES = 65_000_000
+_REPACKED = frozenset({"Q4_0", "Q4_K", "Q2_K", "IQ4_NL"})
+# A step's logits are reserved for all of its tokens.
+_LOGITS_TOKENS = 128
+# 0.1, 0.3 and 0.5 GB were ready after 2.1, 2.9 and 3.8 s with every core busy. A file that is not in the kernel's cache
+# comes from the disk.
+_LOAD_S, _LOAD_S_PER_BYTE = 1.5, 4.5e-9
+_MEMORY_LOW, _MEMORY_HIGH, _LOAD_LOW, _LOAD_HIGH = 0.4, 1.2, 0.3, 5.0
+
 # llama.cpp pads the KV cache of a slot to so many cells.
 _SLOT_TOKENS = 256
 _CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
@@ -48,6 +61,7 @@ _SAID_ELSEWHERE = {
     "model_path": "model",
     "served_name": "name",
 }
+_MAX_SEQUENCES = 256
 _UNQUANTISED = ("f32", "f16", "bf16")
 _LEAST = {"threads": 1, "max_batched_tokens": 1, "max_queued": 0}
 _ONE_OF = {"cache_type_k": _CACHE_TYPES, "cache_type_v": _CACHE_TYPES, "flash_attention": ("on", "off")}
@@ -57,7 +71,7 @@ class LlamaCpp:
     """A file is served as its header says; nothing is fetched or converted."""
 
     name = "llama.cpp"
-    default_sequences = 4
+    default_sequences = 8
     kv_block_tokens = _SLOT_TOKENS
     whole_contexts = True
     capabilities = Capabilities(
@@ -94,6 +108,8 @@ class LlamaCpp:
                 "PYTHONNOUSERSITE": "1",
                 "PYTHONDONTWRITEBYTECODE": "1",
                 "PYTHONFAULTHANDLER": "1",
+                # Else it starts a debugger on itself when it gives up, and floods the log.
+                "GGML_NO_BACKTRACE": "1",
             },
             cwd=net.folder,
             files={CONFIG_NAME: json.dumps(config, indent=1, sort_keys=True), SOCKET_NAME: ""},
@@ -144,7 +160,17 @@ class LlamaCpp:
         return math.ceil(layers * kv_heads * per_head)
 
     def footprint(self, card: Card, context_tokens: int) -> Footprint:
-        raise NotImplementedError
+        weights = sum(size * (2 if kind in _REPACKED else 1) for kind, size in card.weight_bytes.items())
+        logits = _LOGITS_TOKENS * (card.vocabulary or 0) * 4
+        load_s = _LOAD_S + card.total_weight_bytes * _LOAD_S_PER_BYTE
+        return Footprint(
+            memory_bytes=_RUNTIME_BYTES + weights + logits,
+            memory_low_bytes=int((_RUNTIME_BYTES + weights) * _MEMORY_LOW),
+            memory_high_bytes=int((_RUNTIME_BYTES + weights + logits) * _MEMORY_HIGH),
+            load_s=load_s,
+            load_low_s=load_s * _LOAD_LOW,
+            load_high_s=load_s * _LOAD_HIGH,
+        )
 
     def settings(
         self, room: Room, overrides: Mapping[str, SettingValue], recommended: Mapping[str, SettingValue]
@@ -156,12 +182,29 @@ class LlamaCpp:
             check_setting(name, value, planned, said_elsewhere=_SAID_ELSEWHERE, least=_LEAST)
             _check_choice(name, value)
             planned[name] = Setting(name=name, value=value, reason="the operator's setting")
-        if planned["flash_attention"].value == "off" and planned["cache_type_v"].value not in _UNQUANTISED:
-            raise BadSetting(
-                f"cache_type_v is {planned['cache_type_v'].value!r} and flash_attention is 'off'",
-                "a quantised V cache needs flash attention: leave it on",
-            )
+        _check_together(planned)
         return tuple(planned.values())
+
+
+def _check_together(settings: Mapping[str, Setting]) -> None:
+    """What llama.cpp would end with. Raises BadSetting."""
+    value = {name: setting.value for name, setting in settings.items()}
+    sequences, batch = value["max_sequences"], value["max_batched_tokens"]
+    assert isinstance(sequences, int) and isinstance(batch, int)
+    if sequences > _MAX_SEQUENCES:
+        raise BadSetting(
+            f"llama.cpp serves at most {_MAX_SEQUENCES} requests at once, not {sequences}", "lower limits.max_in_flight"
+        )
+    if batch < sequences:
+        raise BadSetting(
+            f"max_batched_tokens is {batch} for {sequences} requests at once",
+            "each of them needs a token of every step",
+        )
+    if value["flash_attention"] == "off" and value["cache_type_v"] not in _UNQUANTISED:
+        raise BadSetting(
+            f"cache_type_v is {value['cache_type_v']!r} and flash_attention is 'off'",
+            "a quantised V cache needs flash attention: leave it on",
+        )
 
 
 def _planned(room: Room) -> tuple[Setting, ...]:
@@ -174,7 +217,7 @@ def _planned(room: Room) -> tuple[Setting, ...]:
         ),
         Setting(
             name="max_batched_tokens",
-            value=128,
+            value=max(128, room.max_sequences),
             reason="TO BE MEASURED",
         ),
         Setting(name="max_sequences", value=room.max_sequences, reason=room.because["max_sequences"]),

@@ -36,12 +36,13 @@ _LOST = "the engine broke off this answer; try again"
 
 
 class Server:
-    """`effective` is None until the engine is ready."""
+    """`effective` is None until the engine is ready; `_tools` is whether the model's template has a place for them."""
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._started = int(time.time())
         self._in_flight = 0
+        self._tools = False
         self.effective: dict[str, Any] | None = None
         self.stopping = asyncio.Event()
         self._routes: dict[tuple[str, str], Callable[[Request, Reply], Awaitable[None]]] = {
@@ -75,6 +76,13 @@ class Server:
         body = {**error_body(503, f"the engine is {status}", None, f"engine_{status}"), "status": status}
         reply.json(503, body, {"retry-after": "1"})
 
+    async def engine_ready(self, effective: dict[str, Any]) -> None:
+        """Raises Lost."""
+        async with upstream.ask(SOCKET, "GET", "/props") as answer:
+            template: dict[str, Any] = json.loads(await answer.body())["chat_template_caps"]
+        self._tools = bool(template["supports_tools"])
+        self.effective = effective
+
     async def _health(self, request: Request, reply: Reply) -> None:
         """llama-server's own /health answers although its loop hangs; its metrics come from that loop."""
         status, _ = await self._engines_metrics()
@@ -99,7 +107,7 @@ class Server:
 
     async def _answer(self, request: Request, reply: Reply) -> None:
         """One request to its end; cancelling this closes the engine's connection, and its slot is free."""
-        ask = wire.parse_ask(request.body, request.path, self._config.served_name)
+        ask = wire.parse_ask(request.body, request.path, self._config.served_name, tools=self._tools)
         if self._in_flight >= self._config.max_sequences + self._config.max_queued:
             raise BadRequest("the engine's queue is full", status=503, code="queue_full", retry_after_s=1)
         self._in_flight += 1
@@ -180,9 +188,9 @@ async def _hear(server: Server, engine: asyncio.subprocess.Process) -> str:
         if kind == "error:":
             cause = value
             continue
-        print(text, flush=True)
         if kind == "ready":
-            server.effective = json.loads(value)
+            await server.engine_ready(json.loads(value))
+        print(text, flush=True)
     return cause
 
 

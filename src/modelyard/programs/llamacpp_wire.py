@@ -2,12 +2,13 @@
 
 llama-server speaks the format itself; its events pass as they came. What is changed, and why, in one place:
 
-* Everything is asked as a stream with progress events. While it computes a prompt, llama-server looks whether its
-  client is still there only when nothing at all has happened in the whole server for a second, and for a plain answer
-  never at another time; with an event to write for each batch it notices at once. Progress events stay here, and a
-  plain answer is put together from the stream.
+* Everything is asked as a stream with progress events. Where llama-server has nothing to write, in a long prefill and
+  for a plain answer to its very end, it looks only once a second whether its client is still there; with an event for
+  each batch it notices when that batch is computed. Progress events stay here, and a plain answer is put together.
 * Only fields that we know are sent: it would obey dozens of its own (another slot, raw grammars, files).
-* It ignores the model's name, several fields that ask for something, and calls one penalty otherwise.
+* It ignores the model's name and several fields that ask for something, counts the tokens of one choice only where it
+  gives several, answers log-probabilities of raw prompts in the form that belongs to chats, takes tools for a model
+  whose template has no place for them, and calls one penalty otherwise.
 """
 
 from __future__ import annotations
@@ -23,19 +24,14 @@ CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 DONE = b"[DONE]"
 
 _BOTH = (
-    "max_tokens temperature top_p top_k min_p stop seed presence_penalty frequency_penalty logit_bias ignore_eos logprobs"
+    "max_tokens temperature top_p top_k min_p stop seed presence_penalty frequency_penalty logit_bias ignore_eos"
 ).split()
-_SENT = {
-    CHAT: frozenset(
-        (
-            *_BOTH,
-            *"messages max_completion_tokens response_format tools tool_choice parallel_tool_calls top_logprobs".split(),
-        )
-    ),
-    COMPLETION: frozenset((*_BOTH, "prompt")),
-}
+_OF_A_CHAT = (
+    "messages max_completion_tokens response_format tools tool_choice parallel_tool_calls logprobs top_logprobs"
+).split()
+_SENT = {CHAT: frozenset((*_BOTH, *_OF_A_CHAT)), COMPLETION: frozenset((*_BOTH, "prompt"))}
 _RENAMED = {"repetition_penalty": "repeat_penalty"}
-# Name -> the values that ask for nothing. A second choice would take a second slot, which nobody has counted.
+# Name -> the values that ask for nothing.
 _REFUSED_UNLESS: dict[str, tuple[Any, ...]] = {
     "n": (None, 1),
     "best_of": (None, 1),
@@ -48,6 +44,8 @@ _REFUSED_UNLESS: dict[str, tuple[Any, ...]] = {
     "web_search_options": (None,),
     "prediction": (None,),
 }
+_TOOLS: dict[str, tuple[Any, ...]] = {"tools": (None, []), "tool_choice": (None, "none", "auto")}
+_LOGPROBS: dict[str, tuple[Any, ...]] = {"logprobs": (None,)}
 _PROGRESS, _USAGE, _ERROR = b'"prompt_progress":', b'"usage":', b'{"error":'
 # Its seed is 32 bits wide, and the last value means "draw one".
 _SEEDS = 2**32 - 1
@@ -64,19 +62,20 @@ class Ask:
     include_usage: bool
 
 
-def parse_ask(body: bytes, path: str, served_name: str) -> Ask:
-    """Raises BadRequest with the status, message and `param` that OpenAI's clients expect."""
+def parse_ask(body: bytes, path: str, served_name: str, *, tools: bool) -> Ask:
+    """`tools`: the model's chat template has a place for them. Raises BadRequest with the status, message and `param`
+    that OpenAI's clients expect."""
     fields = parse_object(body)
     model = fields.get("model")
     if not isinstance(model, str):
         raise BadRequest("you must provide a model parameter", param="model")
     if model != served_name:
         raise BadRequest(f"The model `{model}` does not exist.", status=404, param="model", code="model_not_found")
-    for name, harmless in _REFUSED_UNLESS.items():
-        # `True == 1`: a boolean must not pass for a number, nor the other way round.
-        value = fields.get(name)
-        if not any(value == allowed and type(value) is type(allowed) for allowed in harmless):
-            raise BadRequest(f"{name} is not supported by this server", param=name, code="unsupported_parameter")
+    _refuse(fields, _REFUSED_UNLESS, "is not supported by this server")
+    if path == COMPLETION:
+        _refuse(fields, _LOGPROBS, "is not supported for raw prompts; ask in a chat")
+    if not tools:
+        _refuse(fields, _TOOLS, "is not supported: this model's chat template has no place for tools")
     stream = fields.get("stream") or False
     if type(stream) is not bool:
         raise BadRequest("stream must be true or false", param="stream")
@@ -88,6 +87,14 @@ def parse_ask(body: bytes, path: str, served_name: str) -> Ask:
         sent["seed"] = seed % _SEEDS
     sent |= {"stream": True, "stream_options": {"include_usage": True}, "return_progress": True}
     return Ask(path, json.dumps(sent).encode(), stream, _include_usage(fields.get("stream_options"), stream=stream))
+
+
+def _refuse(fields: dict[str, Any], unless: dict[str, tuple[Any, ...]], why: str) -> None:
+    for name, harmless in unless.items():
+        # `True == 1`: a boolean must not pass for a number, nor the other way round.
+        value = fields.get(name)
+        if not any(value == allowed and type(value) is type(allowed) for allowed in harmless):
+            raise BadRequest(f"{name} {why}", param=name, code="unsupported_parameter")
 
 
 def _include_usage(options: Any, *, stream: bool) -> bool:

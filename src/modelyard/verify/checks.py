@@ -92,7 +92,7 @@ async def _stop(replica: Replica) -> Observation:
     about what the model says."""
     await _fill_prefix_cache(replica)
     free = await replica.chat(COUNT, MORE_TOKENS)
-    stop = free.text[len(free.text) // 2 :][:6]
+    stop = _stop_string(free.text)
     before = free.text.partition(stop)[0] if stop else ""
     if not before:
         return Observation("an answer long enough to be stopped", str(free), sound=False)
@@ -102,6 +102,14 @@ async def _stop(replica: Replica) -> Observation:
         if (output.text, output.finish_reason) != (before, "stop"):
             return Observation(predicted, f"{mode}, stop {quoted(stop)}: {output}", sound=False)
     return Observation(predicted, predicted, sound=True)
+
+
+def _stop_string(text: str) -> str:
+    """Six characters of `text` that stand nowhere before in it, from its middle if there are any; empty if none are: a
+    small model may say the same thing twice."""
+    middle, last = len(text) // 2, len(text) - 6
+    places = (*range(middle, last + 1), *range(1, middle))
+    return next((text[at : at + 6] for at in places if text.find(text[at : at + 6]) == at), "")
 
 
 async def _max_tokens(replica: Replica) -> Observation:
