@@ -15,6 +15,12 @@ def _openvino() -> Engine:
     return OpenVino()
 
 
+def _llamacpp() -> Engine:
+    from modelyard.engines.llamacpp import LlamaCpp
+
+    return LlamaCpp()
+
+
 def _fake() -> Engine:
     from modelyard.engines.fake import FakeAdapter
 
@@ -22,7 +28,7 @@ def _fake() -> Engine:
 
 
 # In the order in which `auto` prefers them.
-_ENGINES: dict[str, Callable[[], Engine]] = {"openvino": _openvino}
+_ENGINES: dict[str, Callable[[], Engine]] = {"openvino": _openvino, "llama.cpp": _llamacpp}
 # Known by name, never offered: nobody serves a model with it.
 _STAND_INS: dict[str, Callable[[], Engine]] = {"fake": _fake}
 

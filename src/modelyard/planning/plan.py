@@ -200,6 +200,7 @@ def _need(deployment: Deployment, card: Card, sized: Sized) -> Need:
         kv_block_tokens=sized.kv_block_tokens,
         footprint=lambda context_tokens: sized.footprint(card, context_tokens),
         default_sequences=sized.default_sequences,
+        whole_contexts=sized.whole_contexts,
         asked_context_tokens=limits.context_tokens,
         asked_sequences=limits.max_in_flight,
         # Plain numbers from here on: records are encoded, and a ByteSize is a matter of the file alone.
