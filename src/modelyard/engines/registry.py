@@ -15,6 +15,12 @@ def _openvino() -> Engine:
     return OpenVino()
 
 
+def _vllm() -> Engine:
+    from modelyard.engines.vllm import Vllm
+
+    return Vllm()
+
+
 def _fake() -> Engine:
     from modelyard.engines.fake import FakeAdapter
 
@@ -22,7 +28,7 @@ def _fake() -> Engine:
 
 
 # In the order in which `auto` prefers them.
-_ENGINES: dict[str, Callable[[], Engine]] = {"openvino": _openvino, "fake": _fake}
+_ENGINES: dict[str, Callable[[], Engine]] = {"openvino": _openvino, "vllm": _vllm, "fake": _fake}
 
 
 def engine(name: str) -> Engine:
