@@ -301,6 +301,70 @@ def test_kv_bytes_are_of_sixteen_bits() -> None:
     assert ENGINE.kv_bytes_per_token(SMOLLM2, {}) == 23_040
 
 
+NEEDED = (
+    "ValueError: To serve at least one request with the model's max seq len (8192), (0.18 GiB KV cache is needed, "
+    "which is larger than the available KV cache memory (0.0 GiB). %sTry increasing `gpu_memory_utilization` (which "
+    "also controls CPU memory on the CPU backend) or decreasing `max_model_len` when initializing the engine."
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "kind", "permanent", "cause", "fix"),
+    [
+        ("vllm_server.py: error: unrecognized arguments: --foo", 2, "bad_config", True, "not know --foo", "settings"),
+        (
+            "vllm_server.py: error: argument --dtype: invalid choice: 'bf17'",
+            2,
+            "bad_config",
+            True,
+            "argument --dtype: invalid choice: 'bf17'",
+            "settings",
+        ),
+        (
+            "(EngineCore pid=13374) ERROR 11-25 11:01:25 [core.py:1510] " + NEEDED % "",
+            1,
+            "does_not_fit",
+            True,
+            "one context of 8192 tokens needs 0.18 GiB of KV cache and there are 0.0 GiB",
+            "raise limits.kv_cache",
+        ),
+        (
+            NEEDED % "Based on the available memory, the estimated maximum model length is 4544. ",
+            1,
+            "does_not_fit",
+            True,
+            "4544 tokens fit",
+            "set limits.context_tokens to 4544 or less",
+        ),
+        (
+            "huggingface_hub.errors.HFValidationError: Repo id must use alphanumeric chars, '-', '_' or '.'. The name "
+            "cannot start or end with '-' or '.' and the maximum length is 96: '/nowhere'.",
+            1,
+            "model",
+            True,
+            "folder is not there",
+            "fetch the model again",
+        ),
+        (
+            "AttributeError: '_OpNamespace' '_C' object has no attribute 'cpu_gemm_wna16'",
+            1,
+            "model",
+            True,
+            "4-bit kernels need AVX-512",
+            "BF16",
+        ),
+    ],
+)
+def test_a_failure_is_named_with_its_cause_and_a_fix(
+    line: str, code: int, kind: str, permanent: bool, cause: str, fix: str
+) -> None:
+    complaint = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"
+    failure = ENGINE.explain_failure(ExitReport(code=code, signal=None, out_of_memory=False, tail=(line, complaint)))
+    assert (failure.kind, failure.permanent) == (kind, permanent)
+    assert cause in failure.cause
+    assert fix in failure.fix
+
+
 @pytest.mark.parametrize(
     ("code", "signal", "out_of_memory", "kind", "cause"),
     [

@@ -9,7 +9,7 @@ import shutil
 
 from modelyard.node.shim_wire import ShimSpec
 
-_SHARED_MEMORY = "/dev/shm"
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108
 
 
 def write(spec: ShimSpec) -> None:
