@@ -54,6 +54,8 @@ OUTSIDE: dict[str, set[str]] = {
 ENGINE_MODULES = {
     "openvino": {"openvino", "openvino_genai", "openvino_tokenizers"},
     "llamacpp": {"xllamacpp"},
+    "vllm": {"vllm"},
+    "dequantise": {"gguf", "numpy", "tokenizers"},
 }
 
 # Where an error of any kind ends because nobody is left to tell: (module, function) -> why.

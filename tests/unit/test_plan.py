@@ -111,7 +111,7 @@ def test_the_memory_that_was_measured_lies_in_the_predicted_interval(
 def test_every_setting_has_a_reason_and_so_has_every_rejected_engine() -> None:
     made = planned(wanted(settings={"threads": 1, "ENABLE_CPU_PINNING": "NO"}))
     assert [one.name for one in made.replicas[0].settings if not one.reason] == []
-    assert [one.what for one in made.rejected] == ["engine fake"]
+    assert [one.what for one in made.rejected] == ["engine vllm", "engine fake"]
     assert "gguf" in made.rejected[0].reason
 
 
@@ -207,7 +207,7 @@ def test_timeouts_come_from_the_deployment_and_startup_from_the_load() -> None:
 
 
 def test_an_unknown_architecture_is_refused_by_every_engine_with_its_reason() -> None:
-    with pytest.raises(CannotPlan, match=r"openvino: serves llama, qwen2, qwen3, not gemma.*; fake: "):
+    with pytest.raises(CannotPlan, match=r"openvino: serves llama, qwen2, qwen3, not gemma; .*not gemma\); fake: "):
         planned(wanted(), card=msgspec.structs.replace(SMOLLM2, architecture="gemma"))
 
 

@@ -17,7 +17,10 @@ from modelyard.models.card import Card
 from modelyard.models.catalogue import ENTRIES
 from modelyard.models.reader import read_card
 from modelyard.models.sources import resolve
+from modelyard.models.store import Store
+from modelyard.node.converting import convert, find
 from modelyard.node.environments import InstallProgress, ensure
+from modelyard.planning.conversion import Needed, needed
 from modelyard.planning.plan import claimed, plan
 from modelyard.records.plan import Artifact, Plan
 from modelyard.settings import Settings
@@ -45,7 +48,11 @@ def prepare(deployment: Deployment, state: StateDirectory, settings: Settings, s
         step.result = f"{machine.cores} cores, {show(machine.memory_bytes)} · {chosen.name} {installed.version}"
     with steps.step("model") as step:
         artifact, card = _model(deployment, state, settings, step)
-        step.result = _in_short(artifact, card)
+        how = ""
+        if (need := needed(deployment, artifact, card, machine, engines())) is not None:
+            how = f" · {need.conversion.done} from sha256 {artifact.sha256[:12]}"
+            artifact, card = _converted(need, artifact, deployment, machine, state, settings, step)
+        step.result = _in_short(artifact, card) + how
     for note in artifact.notes:
         steps.note(note)
     with steps.step("framework") as step:
@@ -64,7 +71,12 @@ def look(deployment: Deployment, state: StateDirectory, settings: Settings, step
     machine = probe()
     with steps.step("model") as step:
         artifact, card = _model(deployment, state, settings, step)
-        step.result = _in_short(artifact, card)
+        how = ""
+        if (need := needed(deployment, artifact, card, machine, engines())) is not None:
+            how = f" · {need.conversion.done} from sha256 {artifact.sha256[:12]}"
+            made = find(need.conversion, need.artifact, artifact, Store(state))
+            artifact, card = (made, read_card(Path(made.path))) if made is not None else (need.artifact, need.card)
+        step.result = _in_short(artifact, card) + how
     for note in artifact.notes:
         steps.note(note)
     with steps.step("framework") as step:
@@ -97,11 +109,32 @@ def _model(
     return artifact, read_card(Path(artifact.path))
 
 
+def _converted(
+    need: Needed,
+    parent: Artifact,
+    deployment: Deployment,
+    machine: Machine,
+    state: StateDirectory,
+    settings: Settings,
+    step: Current,
+) -> tuple[Artifact, Card | None]:
+    """The artifact that the engine serves. It is planned before it is made: what does not fit is not made."""
+    plan(deployment, need.artifact, need.card, machine, (need.engine,))
+    installed = _install(need.engine, state, settings, step)
+
+    def heard(what: str, done: int, total: int | None) -> None:
+        step.advance(f"{what} {show(done)}", done / total if total else None)
+
+    made = convert(need.conversion, need.artifact, parent, installed, Store(state), heard)
+    return made, read_card(Path(made.path))
+
+
 def _in_short(artifact: Artifact, card: Card | None) -> str:
     size = show(artifact.size_bytes)
     if card is None:
         return f"{artifact.name} · {size}"
-    return f"{artifact.name} · {card.architecture}, {card.quantisation}, {size} · sha256 {artifact.sha256[:12]}"
+    content = f"sha256 {artifact.sha256[:12]}" if artifact.sha256 else "not made yet"
+    return f"{artifact.name} · {card.architecture}, {card.quantisation}, {size} · {content}"
 
 
 def _why_it_fits(planned: Plan) -> str:

@@ -21,6 +21,12 @@ def _llamacpp() -> Engine:
     return LlamaCpp()
 
 
+def _vllm() -> Engine:
+    from modelyard.engines.vllm import Vllm
+
+    return Vllm()
+
+
 def _fake() -> Engine:
     from modelyard.engines.fake import FakeAdapter
 
@@ -28,7 +34,7 @@ def _fake() -> Engine:
 
 
 # In the order in which `auto` prefers them.
-_ENGINES: dict[str, Callable[[], Engine]] = {"openvino": _openvino, "llama.cpp": _llamacpp}
+_ENGINES: dict[str, Callable[[], Engine]] = {"openvino": _openvino, "llama.cpp": _llamacpp, "vllm": _vllm}
 # Known by name, never offered: nobody serves a model with it.
 _STAND_INS: dict[str, Callable[[], Engine]] = {"fake": _fake}
 

@@ -56,6 +56,7 @@ class Need:
     asked_context_tokens: int | None = None
     asked_sequences: int | None = None
     asked_kv_bytes: int | None = None
+    ranks: int = 1
 
     def kv_bytes(self, context_tokens: int) -> int:
         """Of one sequence of that length, in whole blocks."""
