@@ -40,17 +40,23 @@ def test_a_hub_reference_is_read(text: str, meant: HubReference) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "hf://",
-        "hf://a",
-        "hf://a/b/c",
-        "hf://a/b@",
-        "hf://a/b:",
-        "hf://a/b@../x",
-        "hf://../b",
-        "hf://a/..",
-        "hf://a--b/c",
-    ]
-    + ["hf://a/b:../x.gguf", "hf://a/b:/x.gguf", "hf://a/b@x:y:z", "hf://a/b c", "hf://a/b\n", "hf://á/b", "hf://a/-b"],
+        "",
+        " a",
+        "a/b/c",
+        "a/b@",
+        "a/b:",
+        "a/b@../x",
+        "../b",
+        "a/..",
+        "a--b/c",
+        "a/b:../x.gguf",
+        "a/b:/x.gguf",
+        "a/b@x:y:z",
+        "a/b c",
+        "a/b\n",
+        "á/b",
+        "a/-b",
+    ],
 )
 def test_what_is_no_hub_reference_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(UsageError) as caught:
