@@ -124,7 +124,8 @@ def _measured(
     OUT.quiet = quiet
     try:
         with OUT.status("measuring") as status:
-            return measure(state, machine, details, engines(), lambda what: status.update(f"measuring {what}")), ()
+            rates = measure(state, machine, details, engines(), lambda what: status.update(f"measuring {what}"))
+        return rates, () if load_rates(state, machine.fingerprint()) == rates else (_not_kept(),)
     except ModelyardError as error:
         failed = Finding(
             severity="warning",
@@ -136,6 +137,15 @@ def _measured(
         return load_rates(state, machine.fingerprint()), (failed,)
     finally:
         OUT.quiet = False
+
+
+def _not_kept() -> Finding:
+    return Finding(
+        severity="note",
+        check="measurement",
+        what="this measurement is not kept: an earlier one was taken in calm",
+        why="plans go by what the machine can do, not by what its neighbours left of it today",
+    )
 
 
 def _judge_rates(rates: Rates | None) -> tuple[Finding, ...]:

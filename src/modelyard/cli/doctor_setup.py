@@ -84,12 +84,15 @@ def judge_index(settings: Settings, *, needed: bool) -> tuple[Finding, ...]:
                 return ()
             log.seek(0)
             cause, hint = explain_uv_failure(log.read().decode(errors="replace"))
+    cause, _, said = cause.partition("\n")
     return (
         Finding(
             severity="error" if needed else "warning",
             check="package index",
             what=f"the package index: {cause}",
-            why="engines are installed from it" + ("" if needed else "; those that are installed already still run"),
+            why="engines are installed from it"
+            + ("" if needed else "; those that are installed already still run")
+            + (f"\n{said}" if said else ""),
             remedy=hint,
         ),
     )
