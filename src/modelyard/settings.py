@@ -15,11 +15,12 @@ from modelyard.errors import UsageError
 @dataclass(frozen=True, slots=True)
 class PackageIndex:
     """Where packages come from; empty fields leave uv its own configuration. `indexes_are_equal`: the best version of
-    all indexes is taken, as pip does with its extra ones; otherwise the first index that knows a package decides."""
+    all indexes is taken, as pip does with its extra ones; otherwise the first index that knows a package decides.
+    Addresses may hold credentials: none is shown by `repr`."""
 
-    index_url: str = ""
-    extra_index_urls: tuple[str, ...] = ()
-    find_links: tuple[str, ...] = ()
+    index_url: str = field(default="", repr=False)
+    extra_index_urls: tuple[str, ...] = field(default=(), repr=False)
+    find_links: tuple[str, ...] = field(default=(), repr=False)
     certificate: str = ""
     offline: bool = False
     indexes_are_equal: bool = False
@@ -28,13 +29,15 @@ class PackageIndex:
 @dataclass(frozen=True, slots=True)
 class Settings:
     """`environ` is what children may inherit; secrets of ours never stand in it. `command` is what people type to run
-    us: a wrapper names itself in MODELYARD_COMMAND."""
+    us: a wrapper names itself in MODELYARD_COMMAND. `build` is the build of engines that is taken whatever the
+    machine has (MODELYARD_BUILD); empty leaves that to the machine."""
 
     state_dir: Path
     index: PackageIndex
     lease_s: float
     environ: Mapping[str, str] = field(repr=False)
     command: str = "modelyard"
+    build: str = ""
 
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:
@@ -47,6 +50,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         lease_s=_lease_s(env),
         environ=env,
         command=env.get("MODELYARD_COMMAND") or "modelyard",
+        build=env.get("MODELYARD_BUILD", ""),
     )
 
 

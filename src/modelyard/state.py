@@ -42,6 +42,11 @@ class StateDirectory:
         return self.root / "environments"
 
     @property
+    def package_cache(self) -> Path:
+        """What uv has fetched for environments, on their own disk so that files are linked: node.package_cache."""
+        return self.root / "cache" / "packages"
+
+    @property
     def deployments(self) -> Path:
         """What is wanted, one file per deployment: control."""
         return self.root / "deployments"

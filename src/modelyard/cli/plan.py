@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.table import Table
 
@@ -14,6 +15,7 @@ from modelyard.cli.options import Json
 from modelyard.cli.output import OUT, print_json, say
 from modelyard.cli.prepare import Prepared, look
 from modelyard.cli.seven_steps import SevenSteps
+from modelyard.engines import registry
 from modelyard.models.card import describe
 from modelyard.spec.deployment import default_deployment, json_schema, load
 from modelyard.spec.sizes import show
@@ -23,10 +25,14 @@ def plan(
     what: Annotated[
         str, typer.Argument(help="A deployment file (.yaml), a name of the catalogue, or a path.")
     ] = "smollm2",
+    engine: Annotated[str | None, typer.Option(help="Engine, in place of the planned one.")] = None,
     json: Json = False,
 ) -> None:
     """Show what `up` would run: settings with their reasons, memory with its intervals, what was not chosen and why."""
     deployments = load(Path(what)) if what.endswith((".yaml", ".yml")) else (default_deployment(what),)
+    if engine is not None:
+        named = registry.engine(engine).name
+        deployments = tuple(msgspec.structs.replace(one, engine=named) for one in deployments)
     state, settings = state_directory(), settings_module.load()
     found: list[Prepared] = []
     for deployment in deployments:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
+import msgspec
+
 from modelyard.records.base import Record
+from modelyard.records.fingerprint import sha256_of
 from modelyard.records.plan import ReplicaPlan
+
+Build = Literal["cpu", "cuda", "rocm"]
+
+
+def any_machine() -> dict[str, frozenset[str]]:
+    """Where a program of wheels for the usual 64-bit processors runs, with no instruction set that is not basic."""
+    return {"x86_64": frozenset(), "aarch64": frozenset()}
 
 
 class Capabilities(Record):
     """What an engine can do. Sets are of the names used in artifacts and in the gateway's routes; `refused_fields` are
-    request fields that it cannot honour."""
+    request fields that it cannot honour; `machines` are the processor architectures that it runs on, each with the
+    instruction sets that it needs there, by the names that the hardware probe uses."""
 
     formats: frozenset[str]
     architectures: frozenset[str]
@@ -20,16 +31,26 @@ class Capabilities(Record):
     cached_token_usage: bool
     drains_on_terminate: bool
     refused_fields: frozenset[str] = frozenset()
+    machines: dict[str, frozenset[str]] = msgspec.field(default_factory=any_machine)
 
 
 class Requirements(Record):
-    """The environment that the engine lives in: packages with exact versions, and what they take."""
+    """One build of the environment that the engine lives in: the packages that the adapter names, at exact versions,
+    and what the whole takes.
+
+    `lock` is the text of the lock file (engines.locks.shipped): every package that is installed, with its hashes.
+    `without` are packages that others ask for and that are left out. `local_builds` are packages that indexes also
+    carry under the same version with a suffix (torch 2.13.0+cpu): what the index at hand has decides."""
 
     packages: tuple[str, ...]
     version: str
     download_bytes: int
     installed_bytes: int
     import_check: str
+    build: Build = "cpu"
+    lock: str = ""
+    without: tuple[str, ...] = ()
+    local_builds: tuple[str, ...] = ()
 
 
 class Installed(Record):
@@ -40,6 +61,12 @@ class Installed(Record):
     python: str
     root: str
     lock_sha256: str
+    build: Build = "cpu"
+
+    @property
+    def fingerprint(self) -> str:
+        """The engine's part of a Fingerprint."""
+        return sha256_of([self.engine, self.version, self.lock_sha256])
 
 
 class Addresses(Record):

@@ -20,6 +20,7 @@ from modelyard.engines.contract import (
     Progress,
     Requirements,
 )
+from modelyard.engines.locks import shipped
 from modelyard.engines.openvino_failures import explain
 from modelyard.engines.own_metrics import read_own_metrics
 from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue
@@ -95,6 +96,9 @@ class OpenVino:
         download_bytes=85_000_000,
         installed_bytes=264_000_000,
         import_check="openvino_genai",
+        lock=shipped("openvino-cpu"),
+        # It sends usage statistics; nothing imports it where it is not there.
+        without=("openvino-telemetry",),
     )
     # Its wheels: manylinux for x86-64 and arm64, and macOS for arm64.
     builds = (Build(name="cpu", systems=frozenset({"linux", "darwin"}), pythons=("3.10", "3.14")),)
