@@ -19,6 +19,7 @@ from modelyard.cli import doctor, doctor_setup, doctor_show
 from modelyard.cli.doctor_engines import view
 from modelyard.cli.doctor_setup import judge_index, judge_setup
 from modelyard.cli.doctor_state import judge_address, judge_state
+from modelyard.engines.contract import Installed
 from modelyard.engines.registry import engine, engines
 from modelyard.errors import EnvironmentFailed, ModelyardError
 from modelyard.hardware.accelerator import Accelerator
@@ -239,7 +240,10 @@ def test_an_engine_says_what_it_would_take_and_what_to_type() -> None:
         "modelyard engines install openvino",
     )
     assert (seen.download_bytes, seen.installed_bytes) == (needs.download_bytes, needs.installed_bytes)
-    assert view(engine("openvino"), machine, "3.11.7", ("openvino",), 0, None).runs
+    made = Installed(engine="openvino", version=needs.version, python="/p", root="/r", lock_sha256="0")
+    assert view(engine("openvino"), machine, "3.11.7", (made,), 0, None).installed
+    older = msgspec.structs.replace(made, version="1")
+    assert not view(engine("openvino"), machine, "3.11.7", (older,), 1 << 40, None).installed
     full = view(engine("openvino"), machine, "3.11.7", (), 1000, None)
     assert not full.runs and "1000 B are free" in full.reason
 

@@ -21,6 +21,7 @@ from modelyard.cli.doctor_show import show
 from modelyard.cli.doctor_state import judge_address, judge_state
 from modelyard.cli.options import Json
 from modelyard.cli.output import OUT, print_json
+from modelyard.engines.contract import Installed
 from modelyard.engines.registry import engines
 from modelyard.errors import ModelyardError
 from modelyard.hardware.details import Details, look
@@ -177,10 +178,8 @@ def _judge_rates(rates: Rates | None) -> tuple[Finding, ...]:
     )
 
 
-def _installed(state: StateDirectory) -> frozenset[str]:
-    if not state.environments.is_dir():
-        return frozenset()
-    return frozenset(one.engine for one in list_environments(state))
+def _installed(state: StateDirectory) -> tuple[Installed, ...]:
+    return list_environments(state) if state.environments.is_dir() else ()
 
 
 def _packaged_card(state: StateDirectory) -> Card | None:
