@@ -5,18 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelyard.engines.hosting import Built
+from modelyard.engines.contract import Requirements
+from modelyard.engines.fake import FakeAdapter
+from modelyard.engines.hosting import requirements_here, suited_build
 from modelyard.engines.registry import engines
+from modelyard.errors import UsageError
 from modelyard.hardware.accelerator import Accelerator
-from modelyard.hardware.builds import VENDOR_OF, Build, choose_build
+from modelyard.hardware.builds import VENDOR_OF, BuildNeeds, fitting_build
 from modelyard.hardware.machine import Machine
 
-CUDA = Build(name="cuda", arches=frozenset({"x86_64"}), least_architecture="7.5", least_runtime="12.8")
-ROCM = Build(name="rocm", architectures=frozenset({"gfx90a", "gfx942"}))
-CPU = Build(name="cpu", isa={"x86_64": frozenset({"avx2"})}, pythons=("3.11", "3.13"))
+PLAIN: dict[str, frozenset[str]] = {"x86_64": frozenset(), "aarch64": frozenset()}
+CUDA = BuildNeeds(build="cuda", machines={"x86_64": frozenset()}, least_architecture="7.5", least_runtime="12.8")
+ROCM = BuildNeeds(build="rocm", machines=PLAIN, architectures=frozenset({"gfx90a", "gfx942"}))
+CPU = BuildNeeds(build="cpu", machines={"x86_64": frozenset({"avx2"}), "aarch64": frozenset()})
 ALL = (CUDA, ROCM, CPU)
 
 
@@ -38,20 +42,20 @@ def amd(architecture: str) -> Accelerator:
 
 
 def why_not(build: str, *accelerators: Accelerator, **changes: Any) -> str:
-    rejected = choose_build(ALL, machine(*accelerators, **changes), changes.pop("python", "3.11.7")).rejected
+    rejected = fitting_build(ALL, machine(*accelerators, **changes), changes.pop("python", "3.11.7")).rejected
     return next(one.reason for one in rejected if one.what == f"build {build}")
 
 
 def test_without_accelerators_the_cpu_build_is_taken_and_the_others_say_what_is_missing() -> None:
-    choice = choose_build(ALL, machine(), "3.11.7")
-    assert (choice.name, choice.reason, choice.accelerators) == ("cpu", "it runs on this processor", ())
+    choice = fitting_build(ALL, machine(), "3.11.7")
+    assert (choice.build, choice.reason, choice.accelerators) == ("cpu", "it runs on this processor", ())
     assert [one.reason for one in choice.rejected] == ["no nvidia accelerator is here", "no amd accelerator is here"]
 
 
 def test_an_accelerator_takes_its_own_build_and_every_one_that_fits_counts() -> None:
-    choice = choose_build(ALL, machine(nvidia(), nvidia(), nvidia("6.1", name="P40")), "3.11.7")
-    assert (choice.name, choice.reason, len(choice.accelerators)) == ("cuda", "2 x H100", 2)
-    assert choose_build(ALL, machine(amd("gfx942")), "3.12").name == "rocm"
+    choice = fitting_build(ALL, machine(nvidia(), nvidia(), nvidia("6.1", name="P40")), "3.11.7")
+    assert (choice.build, choice.reason, len(choice.accelerators)) == ("cuda", "2 x H100", 2)
+    assert fitting_build(ALL, machine(amd("gfx942")), "3.12").build == "rocm"
 
 
 def test_an_old_driver_is_named_with_the_way_out() -> None:
@@ -67,11 +71,11 @@ def test_an_old_board_or_one_without_kernels_is_named() -> None:
 
 
 def test_compute_capability_10_is_more_than_9() -> None:
-    assert choose_build(ALL, machine(nvidia("10.0", "13.0")), "3.11.7").name == "cuda"
+    assert fitting_build(ALL, machine(nvidia("10.0", "13.0")), "3.11.7").build == "cuda"
 
 
 def test_what_a_driver_does_not_say_is_not_held_against_it() -> None:
-    assert choose_build(ALL, machine(nvidia("", "")), "3.11.7").name == "cuda"
+    assert fitting_build(ALL, machine(nvidia("", "")), "3.11.7").build == "cuda"
 
 
 @pytest.mark.parametrize(
@@ -84,13 +88,13 @@ def test_what_a_driver_does_not_say_is_not_held_against_it() -> None:
     ],
 )
 def test_no_build_at_all_says_why_each_does_not_fit(changes: dict[str, Any], python: str, reason: str) -> None:
-    choice = choose_build((CPU,), machine(**changes), python)
-    assert (choice.name, choice.reason) == (None, f"cpu: {reason}")
+    choice = fitting_build((CPU,), machine(**changes), python)
+    assert (choice.build, choice.reason) == (None, f"cpu: {reason}")
 
 
 def test_macos_calls_arm_by_another_name() -> None:
-    build = Build(name="cpu", systems=frozenset({"darwin"}), arches=frozenset({"aarch64"}))
-    assert choose_build((build,), machine(os="darwin", arch="arm64"), "3.12").name == "cpu"
+    needs = BuildNeeds(build="cpu", machines=PLAIN, systems=frozenset({"darwin"}))
+    assert fitting_build((needs,), machine(os="darwin", arch="arm64"), "3.12").build == "cpu"
 
 
 accelerators = st.builds(
@@ -103,22 +107,59 @@ accelerators = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(accelerators, max_size=4), st.permutations(ALL))
 def test_a_choice_names_a_build_that_was_offered_and_every_other_before_it_is_explained(
-    found: list[Accelerator], offered: list[Build]
+    found: list[Accelerator], offered: list[BuildNeeds]
 ) -> None:
-    choice = choose_build(offered, machine(*found), "3.12.1")
-    names = [one.name for one in offered]
-    assert choice.name is not None  # the CPU build always fits this processor
-    assert [one.what for one in choice.rejected] == [f"build {name}" for name in names[: names.index(choice.name)]]
+    choice = fitting_build(offered, machine(*found), "3.12.1")
+    names = [one.build for one in offered]
+    assert choice.build is not None  # the CPU build always fits this processor
+    assert [one.what for one in choice.rejected] == [f"build {name}" for name in names[: names.index(choice.build)]]
     assert all(one.reason for one in choice.rejected)
-    assert all(one.vendor == VENDOR_OF[choice.name] for one in choice.accelerators)
-    assert bool(choice.accelerators) == (choice.name in VENDOR_OF)
+    assert all(one.vendor == VENDOR_OF[choice.build] for one in choice.accelerators)
+    assert bool(choice.accelerators) == (choice.build in VENDOR_OF)
 
 
-def test_every_engine_that_names_builds_has_one_for_the_cpu_of_an_ordinary_machine() -> None:
-    named = [one for one in engines() if isinstance(one, Built)]
-    assert named
-    for engine in named:
-        choice = choose_build(engine.builds, machine(isa=("avx2", "fma")), "3.11.7")
-        assert choice.name == "cpu", (engine.name, choice.reason)
+def packages(build: Any) -> Requirements:
+    return Requirements(
+        packages=("a==1",), version="1", download_bytes=1, installed_bytes=1, import_check="a", build=build
+    )
+
+
+class Plainly(FakeAdapter):
+    """Exists for NVIDIA and for processors alone, and says nothing more."""
+
+    requirements = packages("cpu")
+    gpu_builds = (packages("cuda"),)
+
+
+class Precisely(Plainly):
+    build_needs = (CUDA,)
+
+
+def test_an_engine_that_says_nothing_of_its_builds_takes_the_one_that_its_name_calls_for() -> None:
+    assert suited_build(Plainly(), machine(nvidia(runtime="11.0")), "3.11.7").build == "cuda"
+    fit = suited_build(Plainly(), machine(amd("gfx942")), "3.11.7")
+    assert (fit.build, [one.what for one in fit.rejected]) == ("cpu", ["build cuda"])
+
+
+def test_an_engine_that_knows_more_of_a_build_is_heard() -> None:
+    assert suited_build(Precisely(), machine(nvidia(runtime="11.0")), "3.11.7").build == "cpu"
+    assert suited_build(Precisely(), machine(nvidia()), "3.11.7").build == "cuda"
+
+
+def test_the_environment_is_that_of_the_suited_build_unless_another_is_asked_for() -> None:
+    here = machine(nvidia())
+    assert requirements_here(Precisely(), here, "3.11.7").build == "cuda"
+    assert requirements_here(Precisely(), here, "3.11.7", asked="cpu").build == "cpu"
+    assert requirements_here(Precisely(), machine(arch="vax"), "3.11.7").build == "cpu"
+    with pytest.raises(UsageError, match="has no build for rocm"):
+        requirements_here(Precisely(), here, "3.11.7", asked="rocm")
+
+
+def test_every_engine_has_a_build_for_an_ordinary_server() -> None:
+    for engine in engines():
+        server = machine(isa=("avx", "avx2", "avx512bw", "avx512f", "avx512_vnni", "f16c", "fma"))
+        fit = suited_build(engine, server, "3.11.7")
+        assert fit.build == "cpu", (engine.name, fit.reason)

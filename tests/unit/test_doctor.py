@@ -19,11 +19,12 @@ from modelyard.cli import doctor, doctor_setup, doctor_show
 from modelyard.cli.doctor_engines import view
 from modelyard.cli.doctor_setup import judge_index, judge_setup
 from modelyard.cli.doctor_state import judge_address, judge_state
+from modelyard.engines.contract import Installed
 from modelyard.engines.registry import engine, engines
-from modelyard.errors import EnvironmentFailed
+from modelyard.errors import EnvironmentFailed, ModelyardError
 from modelyard.hardware.accelerator import Accelerator
 from modelyard.hardware.machine import probe
-from modelyard.hardware.rates import EngineRates, Rates, Spread
+from modelyard.hardware.rates import EngineRates, Rates, Spread, save_rates
 from modelyard.records.finding import Finding
 from modelyard.settings import Settings
 from modelyard.spec.wanted import Gateway
@@ -239,7 +240,10 @@ def test_an_engine_says_what_it_would_take_and_what_to_type() -> None:
         "modelyard engines install openvino",
     )
     assert (seen.download_bytes, seen.installed_bytes) == (needs.download_bytes, needs.installed_bytes)
-    assert view(engine("openvino"), machine, "3.11.7", ("openvino",), 0, None).runs
+    made = Installed(engine="openvino", version=needs.version, python="/p", root="/r", lock_sha256="0")
+    assert view(engine("openvino"), machine, "3.11.7", (made,), 0, None).installed
+    older = msgspec.structs.replace(made, version="1")
+    assert not view(engine("openvino"), machine, "3.11.7", (older,), 1 << 40, None).installed
     full = view(engine("openvino"), machine, "3.11.7", (), 1000, None)
     assert not full.runs and "1000 B are free" in full.reason
 
@@ -281,8 +285,6 @@ def test_a_report_has_every_engine_and_its_worst_findings_first(quiet_settings: 
 def test_what_was_measured_long_ago_or_in_a_crowd_is_said(quiet_settings: Callable[..., Settings]) -> None:
     loaded = quiet_settings()
     state = open_state(loaded.state_dir)
-    from modelyard.hardware.rates import save_rates
-
     even = Spread.of([1e10])
     rates = Rates(
         machine=probe().fingerprint(),
@@ -299,6 +301,46 @@ def test_what_was_measured_long_ago_or_in_a_crowd_is_said(quiet_settings: Callab
     told = only([one for one in report.findings if one.check == "measurement"])
     assert told.severity == "warning"
     assert all(words in told.what for words in ("hypervisor gave 50%", "40 days ago", "no engine"))
+
+
+@pytest.mark.parametrize(("stolen", "kept"), [(0.0, True), (0.9, False)])
+def test_a_measurement_in_a_crowd_is_shown_and_not_kept_beside_a_calm_one(
+    stolen: float, kept: bool, quiet_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = quiet_settings()
+    even = Spread.of([1e10])
+    calm = Rates(
+        machine=probe().fingerprint(),
+        at=time.time() - 60,
+        threads=2,
+        buffer_bytes=1,
+        read_bytes_per_s=even,
+        copy_bytes_per_s=even,
+    )
+    save_rates(open_state(loaded.state_dir), calm)
+    now = msgspec.structs.replace(calm, at=time.time(), stolen=stolen)
+
+    def measured(state: StateDirectory, *_: object) -> Rates:
+        save_rates(state, now)
+        return now
+
+    monkeypatch.setattr(doctor, "measure", measured)
+    report = doctor.examine(loaded, measure_now=True, quiet=True)
+    assert report.rates == now
+    said = [one.what for one in report.findings if "is not kept" in one.what]
+    assert bool(said) is not kept
+
+
+def test_a_measurement_that_fails_leaves_what_was_known_and_its_reason(
+    quiet_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> Rates:
+        raise ModelyardError("too little memory to measure in", hint="end something")
+
+    monkeypatch.setattr(doctor, "measure", failing)
+    report = doctor.examine(quiet_settings(), measure_now=True, quiet=True)
+    assert report.rates is None
+    assert any(one.what == "too little memory to measure in" for one in report.findings)
 
 
 def shown(report: doctor.Report) -> str:

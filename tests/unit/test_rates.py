@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelyard.engines.contract import Installed
@@ -40,6 +40,7 @@ def calm(**changes: Any) -> Rates:
     return msgspec.structs.replace(plain, **changes)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(1e-9, 1e15), min_size=1))
 def test_a_spread_holds_all_of_its_rounds(values: list[float]) -> None:
     spread = Spread.of(values)
@@ -54,6 +55,51 @@ def test_rates_are_kept_for_the_machine_that_they_were_measured_on(state: StateD
     assert load_rates(state, "a" * 64) == rates
     assert load_rates(state, "b" * 64) is None
     assert rates.of_engine("some") is rates.engines[0] and rates.of_engine("other") is None
+
+
+def test_what_was_measured_in_calm_is_not_replaced_by_what_a_crowd_left(state: StateDirectory) -> None:
+    quiet, crowded = calm(at=1.0), calm(at=2.0, others=0.9)
+    assert save_rates(state, crowded) and save_rates(state, quiet)
+    assert not save_rates(state, crowded) and load_rates(state, quiet.machine) == quiet
+    assert save_rates(state, calm(at=3.0)), "calm replaces calm"
+    newer = calm(at=4.0, others=0.9, engines=(EngineRates(engine="some", version="1"),))
+    assert save_rates(state, newer), "an engine that was not measured before"
+    assert save_rates(state, calm(at=5.0, others=0.9, machine="b" * 64)), "another machine"
+
+
+RATES = EngineRates(
+    engine="some",
+    version="1",
+    gemm_per_s={"f32": Spread(low=1e11, median=2e11, high=3e11, rounds=5)},
+    weight_read_bytes_per_s={"u8": Spread(low=1e10, median=2e10, high=2.5e10, rounds=5)},
+    layer_overhead_s=Spread(low=1e-5, median=2e-5, high=4e-5, rounds=5),
+)
+
+
+def test_a_step_is_bound_by_reading_or_computing_and_by_its_layers() -> None:
+    # One token of a model of 1e9 weights in bytes: reading takes 50 ms, computing 10 ms, 32 layers 0.64 ms.
+    decode = RATES.least_step_s(weight_bytes=1e9, stored="u8", operations=2e9, computed="f32", layers=32)
+    assert decode is not None and decode.median == pytest.approx(0.05064)
+    # A prompt of 100 tokens: computing takes a second.
+    prefill = RATES.least_step_s(weight_bytes=1e9, stored="u8", operations=2e11, computed="f32", layers=32)
+    assert prefill is not None and prefill.median == pytest.approx(1.00064)
+
+
+def test_types_that_were_not_measured_give_no_bound() -> None:
+    assert RATES.least_step_s(weight_bytes=1, stored="f32", operations=1, computed="f32", layers=1) is None
+    assert RATES.least_step_s(weight_bytes=1, stored="u8", operations=1, computed="i8", layers=1) is None
+
+
+@settings(deadline=None)
+@given(st.floats(0, 1e12), st.floats(0, 1e15), st.integers(0, 200))
+def test_a_bound_has_its_ends_in_order_and_grows_with_the_work(weights: float, operations: float, layers: int) -> None:
+    one = RATES.least_step_s(weight_bytes=weights, stored="u8", operations=operations, computed="f32", layers=layers)
+    more = RATES.least_step_s(
+        weight_bytes=weights * 2, stored="u8", operations=operations * 2, computed="f32", layers=layers + 1
+    )
+    assert one is not None and more is not None
+    assert one.low <= one.median <= one.high
+    assert one.median < more.median
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b'{"schema": "machine-rates/v2"}', b"\xff\xfe"])
@@ -88,6 +134,7 @@ def test_shares_of_the_time_between_two_looks() -> None:
     assert shares(before, before) == (None, None)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1 << 33), st.integers(0, 1 << 40))
 def test_a_buffer_is_beyond_the_cache_and_leaves_most_of_the_memory(cache_bytes: int, free_bytes: int) -> None:
     size = bandwidth.buffer_size(cache_bytes, free_bytes)

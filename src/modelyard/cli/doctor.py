@@ -21,6 +21,7 @@ from modelyard.cli.doctor_show import show
 from modelyard.cli.doctor_state import judge_address, judge_state
 from modelyard.cli.options import Json
 from modelyard.cli.output import OUT, print_json
+from modelyard.engines.contract import Installed
 from modelyard.engines.registry import engines
 from modelyard.errors import ModelyardError
 from modelyard.hardware.details import Details, look
@@ -124,7 +125,8 @@ def _measured(
     OUT.quiet = quiet
     try:
         with OUT.status("measuring") as status:
-            return measure(state, machine, details, engines(), lambda what: status.update(f"measuring {what}")), ()
+            rates = measure(state, machine, details, engines(), lambda what: status.update(f"measuring {what}"))
+        return rates, () if load_rates(state, machine.fingerprint()) == rates else (_not_kept(),)
     except ModelyardError as error:
         failed = Finding(
             severity="warning",
@@ -136,6 +138,15 @@ def _measured(
         return load_rates(state, machine.fingerprint()), (failed,)
     finally:
         OUT.quiet = False
+
+
+def _not_kept() -> Finding:
+    return Finding(
+        severity="note",
+        check="measurement",
+        what="this measurement is not kept: an earlier one was taken in calm",
+        why="plans go by what the machine can do, not by what its neighbours left of it today",
+    )
 
 
 def _judge_rates(rates: Rates | None) -> tuple[Finding, ...]:
@@ -167,10 +178,8 @@ def _judge_rates(rates: Rates | None) -> tuple[Finding, ...]:
     )
 
 
-def _installed(state: StateDirectory) -> frozenset[str]:
-    if not state.environments.is_dir():
-        return frozenset()
-    return frozenset(one.engine for one in list_environments(state))
+def _installed(state: StateDirectory) -> tuple[Installed, ...]:
+    return list_environments(state) if state.environments.is_dir() else ()
 
 
 def _packaged_card(state: StateDirectory) -> Card | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from modelyard.engines.contract import Engine
-from modelyard.engines.hosting import Built
+from modelyard.engines.builds import builds
+from modelyard.engines.contract import Engine, Installed
+from modelyard.engines.hosting import suited_build
 from modelyard.engines.sizing import Sized
-from modelyard.hardware.builds import BuildChoice, choose_build
 from modelyard.hardware.machine import Machine
 from modelyard.models.card import Card
 from modelyard.records.base import Record
@@ -37,15 +37,16 @@ class EngineView(Record):
 
 
 def view(
-    engine: Engine, machine: Machine, python: str, installed: Collection[str], disk_bytes: int, card: Card | None
+    engine: Engine, machine: Machine, python: str, installed: Collection[Installed], disk_bytes: int, card: Card | None
 ) -> EngineView:
-    """`installed` are the names of engines whose environments are whole, `disk_bytes` what is free for a new one,
-    `card` the packaged model's where it is here."""
-    needs = engine.requirements
-    here = not needs.packages or engine.name in installed
-    choice = _build(engine, machine, python)
+    """`installed` are the environments that are whole, `disk_bytes` what is free for a new one, `card` the packaged
+    model's where it is here."""
+    fit = suited_build(engine, machine, python)
+    needs = next((one for one in builds(engine) if one.build == fit.build), engine.requirements)
+    same = ((one.engine, one.version, one.build) for one in installed)
+    here = not needs.packages or (engine.name, needs.version, needs.build) in same
     takes = needs.installed_bytes + needs.download_bytes
-    reason, runs, remedy = choice.reason, choice.name is not None, ""
+    reason, runs, remedy = fit.reason, fit.build is not None, ""
     if runs and not here and disk_bytes < takes:
         runs, reason = False, f"its environment takes {show(takes)}, {show(disk_bytes)} are free"
         remedy = "free some space, or name a folder on a larger disk in MODELYARD_STATE"
@@ -55,22 +56,16 @@ def view(
         name=engine.name,
         version=needs.version,
         runs=runs,
-        build=choice.name,
+        build=fit.build,
         reason=reason,
         installed=here,
         download_bytes=needs.download_bytes,
         installed_bytes=needs.installed_bytes,
         memory_bytes=_memory_bytes(engine, card),
         formats=tuple(sorted(engine.capabilities.formats)),
-        rejected=choice.rejected,
+        rejected=fit.rejected,
         remedy=remedy,
     )
-
-
-def _build(engine: Engine, machine: Machine, python: str) -> BuildChoice:
-    if isinstance(engine, Built):
-        return choose_build(engine.builds, machine, python)
-    return BuildChoice(name="cpu", reason="it runs where we run")
 
 
 def _memory_bytes(engine: Engine, card: Card | None) -> int | None:

@@ -25,7 +25,7 @@ _ASKED_PACKAGE = "msgspec"
 _NEWEST_TRIED = (3, 13)
 _OURS = {
     *("MODELYARD_STATE", "MODELYARD_INDEX_URL", "MODELYARD_EXTRA_INDEX_URL", "MODELYARD_FIND_LINKS"),
-    *("MODELYARD_CA_FILE", "MODELYARD_OFFLINE", "MODELYARD_LEASE_S", "MODELYARD_COMMAND"),
+    *("MODELYARD_CA_FILE", "MODELYARD_OFFLINE", "MODELYARD_LEASE_S", "MODELYARD_COMMAND", "MODELYARD_BUILD"),
     *("MODELYARD_PYTHON", "MODELYARD_CI"),
 }
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
@@ -84,12 +84,15 @@ def judge_index(settings: Settings, *, needed: bool) -> tuple[Finding, ...]:
                 return ()
             log.seek(0)
             cause, hint = explain_uv_failure(log.read().decode(errors="replace"))
+    cause, _, said = cause.partition("\n")
     return (
         Finding(
             severity="error" if needed else "warning",
             check="package index",
             what=f"the package index: {cause}",
-            why="engines are installed from it" + ("" if needed else "; those that are installed already still run"),
+            why="engines are installed from it"
+            + ("" if needed else "; those that are installed already still run")
+            + (f"\n{said}" if said else ""),
             remedy=hint,
         ),
     )

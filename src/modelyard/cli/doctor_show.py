@@ -142,9 +142,9 @@ def _findings(out: Console, findings: tuple[Finding, ...]) -> None:
     for one in findings:
         out.print(f"{_MARKS[one.severity]} {escape(one.what)}")
         if one.why:
-            out.print(f"    {escape(one.why)}", style="dim")
+            out.print(f"    {_below(one.why)}", style="dim")
         if one.remedy:
-            out.print(f"    [dim]try:[/dim] {escape(as_called(one.remedy))}")
+            out.print(f"    [dim]try:[/dim] {_below(as_called(one.remedy))}")
     errors = sum(one.severity == "error" for one in findings)
     warnings = sum(one.severity == "warning" for one in findings)
     if errors:
@@ -153,6 +153,11 @@ def _findings(out: Console, findings: tuple[Finding, ...]) -> None:
         out.print(f"\nnothing prevents serving; {warnings} warning{'s' if warnings > 1 else ''}")
     else:
         out.print("\n[green]all is well[/green]")
+
+
+def _below(text: str) -> str:
+    """Further lines stand under the first."""
+    return escape(text).replace("\n", "\n    ")
 
 
 def _ago(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -20,8 +21,9 @@ from modelyard.cli.output import OUT, print_json, say
 from modelyard.cli.seven_steps import SevenSteps
 from modelyard.cli.showing_engines import cells, look, price, told
 from modelyard.control import wanted as desired
-from modelyard.engines.builds import builds, choose_build
+from modelyard.engines.builds import builds
 from modelyard.engines.contract import Installed, Requirements
+from modelyard.engines.hosting import requirements_here
 from modelyard.engines.registry import engine, engines
 from modelyard.errors import EnvironmentFailed, StateLocked
 from modelyard.hardware.machine import probe
@@ -70,7 +72,7 @@ def install(
     An interrupted installation is taken up again: packages that were fetched whole are not fetched a second time.
     """
     settings, state = settings_module.load(), state_directory()
-    requirements = choose_build(engine(name), asked=build or settings.build)
+    requirements = requirements_here(engine(name), probe(), platform.python_version(), asked=build or settings.build)
     OUT.quiet = json
     if requirements.packages and _installed(requirements, name, state) is None:
         say(price(name, requirements, state))

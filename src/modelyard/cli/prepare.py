@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 from modelyard.cli.seven_steps import Current, SevenSteps
 from modelyard.control import wanted as desired
 from modelyard.control.wanted import Wanted
-from modelyard.engines.builds import choose_build
 from modelyard.engines.contract import Engine, Installed
+from modelyard.engines.hosting import requirements_here
 from modelyard.engines.registry import engine, engines
 from modelyard.hardware.machine import Machine, probe
 from modelyard.models.card import Card
@@ -44,7 +45,7 @@ def prepare(deployment: Deployment, state: StateDirectory, settings: Settings, s
     with steps.step("environment") as step:
         machine = probe()
         chosen = engine(deployment.engine) if deployment.engine != "auto" else engines()[0]
-        installed = _install(chosen, state, settings, step)
+        installed = _install(chosen, machine, state, settings, step)
         step.result = f"{machine.cores} cores, {show(machine.memory_bytes)} · {chosen.name} {installed.version}"
     with steps.step("model") as step:
         artifact, card = _model(deployment, state, settings, step)
@@ -58,7 +59,7 @@ def prepare(deployment: Deployment, state: StateDirectory, settings: Settings, s
     with steps.step("framework") as step:
         planned = plan(deployment, artifact, card, machine, engines(), claimed_bytes=_claimed(deployment, state))
         if planned.replicas[0].engine != installed.engine:
-            installed = _install(engine(planned.replicas[0].engine), state, settings, step)
+            installed = _install(engine(planned.replicas[0].engine), machine, state, settings, step)
         step.result = _why_it_fits(planned)
     with steps.step("configuration") as step:
         changed = [name for name in deployment.settings]
@@ -91,11 +92,11 @@ def _claimed(deployment: Deployment, state: StateDirectory) -> int:
     return claimed(other.plan for other in others if other is not None)
 
 
-def _install(chosen: Engine, state: StateDirectory, settings: Settings, step: Current) -> Installed:
+def _install(chosen: Engine, machine: Machine, state: StateDirectory, settings: Settings, step: Current) -> Installed:
     def heard(progress: InstallProgress) -> None:
         step.advance(f"{chosen.name}: {progress.text}", progress.fraction)
 
-    requirements = choose_build(chosen, asked=settings.build)
+    requirements = requirements_here(chosen, machine, platform.python_version(), asked=settings.build)
     return ensure(requirements, chosen.name, state, settings.index, heard, environ=settings.environ)
 
 

@@ -22,12 +22,12 @@ def builds(engine: Engine) -> tuple[Requirements, ...]:
     return (engine.requirements, *(engine.gpu_builds if isinstance(engine, ForGpus) else ()))
 
 
-def choose_build(engine: Engine, *, suited: Build = "cpu", asked: str = "") -> Requirements:
-    """The build that was asked for, or the one for `suited`, which is what the machine's accelerators call for; an
-    engine without that one is taken as it is for any machine. Raises UsageError with the builds that exist."""
+def choose_build(engine: Engine, *, suited: str | None = None, asked: str = "") -> Requirements:
+    """The build that was asked for, or the one called `suited` (hosting.suited_build: what the machine calls for);
+    where there is none of that name, the one for any machine. Raises UsageError with the builds that exist."""
     by_build = {one.build: one for one in builds(engine)}
     if not asked:
-        return by_build.get(suited, engine.requirements)
+        return by_build.get(cast(Build, suited), engine.requirements)
     if asked not in by_build:
         known = asked in BUILDS
         raise UsageError(
@@ -35,10 +35,3 @@ def choose_build(engine: Engine, *, suited: Build = "cpu", asked: str = "") -> R
             hint=f"builds of {engine.name}: {', '.join(by_build)}",
         )
     return by_build[cast(Build, asked)]
-
-
-def suited_build(gpu_vendors: frozenset[str]) -> Build:
-    """The build for a machine with GPUs of these vendors. With both, NVIDIA's: more engines are built for it."""
-    if "nvidia" in gpu_vendors:
-        return "cuda"
-    return "rocm" if "amd" in gpu_vendors else "cpu"

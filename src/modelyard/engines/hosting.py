@@ -1,20 +1,23 @@
-"""What an engine says about machines: which builds of it there are, and how fast its kernels are on one.
+"""What an engine says about machines: what its builds need beside a processor, and how fast its kernels are on one.
 
-Both are optional beside `Engine`: an engine without builds is taken to run wherever its packages install."""
+Both are optional beside `Engine`: a build of which nothing is said needs the processor that `Capabilities.machines`
+names, on Linux, and an accelerator where its name says so."""
 
 from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from modelyard.engines.contract import Installed
-from modelyard.hardware.builds import Build
+from modelyard.engines.builds import builds, choose_build
+from modelyard.engines.contract import Engine, Installed, Requirements
+from modelyard.hardware.builds import BuildFit, BuildNeeds, fitting_build
+from modelyard.hardware.machine import Machine
 
 
 @runtime_checkable
-class Built(Protocol):
-    """An engine that is packaged in more than one way, or not for every machine; the preferred build stands first."""
+class Demanding(Protocol):
+    """An engine that knows more of what one of its builds needs."""
 
-    builds: tuple[Build, ...]
+    build_needs: tuple[BuildNeeds, ...]
 
 
 @runtime_checkable
@@ -25,3 +28,21 @@ class Gauged(Protocol):
         """The command that measures with `threads` threads in at most `memory_bytes`. It ends within a minute; the last
         line of its standard output is the JSON of hardware.rates.Rounds, the lines before say what it is doing."""
         ...
+
+
+def suited_build(engine: Engine, machine: Machine, python: str) -> BuildFit:
+    """The build of this engine for this machine and Python `python` (`3.12.1`): one for accelerators before the one for
+    processors alone, and why the others are not taken."""
+    first, *for_accelerators = builds(engine)
+    known = {needs.build: needs for needs in engine.build_needs} if isinstance(engine, Demanding) else {}
+    offered = (
+        known.get(one.build) or BuildNeeds(build=one.build, machines=engine.capabilities.machines)
+        for one in (*for_accelerators, first)
+    )
+    return fitting_build(offered, machine, python)
+
+
+def requirements_here(engine: Engine, machine: Machine, python: str, *, asked: str = "") -> Requirements:
+    """The environment to make of this engine on this machine: the build that was `asked` for, else the suited one, and
+    where none is suited the one for any machine, whose installation then says what is missing. Raises UsageError."""
+    return choose_build(engine, suited=suited_build(engine, machine, python).build, asked=asked)

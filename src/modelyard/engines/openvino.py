@@ -23,7 +23,7 @@ from modelyard.engines.locks import shipped
 from modelyard.engines.openvino_failures import explain
 from modelyard.engines.own_metrics import OWN_METRICS, read_own_metrics
 from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue, check_setting
-from modelyard.hardware.builds import Build
+from modelyard.hardware.builds import BuildNeeds
 from modelyard.models.card import Card
 from modelyard.records.plan import ReplicaPlan, Setting
 
@@ -102,8 +102,15 @@ class OpenVino:
         # It sends usage statistics; nothing imports it where it is not there.
         without=("openvino-telemetry",),
     )
-    # Its wheels: manylinux for x86-64 and arm64, and macOS for arm64.
-    builds = (Build(name="cpu", systems=frozenset({"linux", "darwin"}), pythons=("3.10", "3.14")),)
+    # Its wheels: manylinux for x86-64 and arm64, macOS for arm64. numpy 2.4 wants Python 3.11.
+    build_needs = (
+        BuildNeeds(
+            build="cpu",
+            machines=capabilities.machines,
+            systems=frozenset({"linux", "darwin"}),
+            pythons=("3.11", "3.14"),
+        ),
+    )
 
     def launch(self, replica: ReplicaPlan, install: Installed, net: Addresses) -> LaunchSpec:
         values = {setting.name: setting.value for setting in replica.settings}

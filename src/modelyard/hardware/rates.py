@@ -1,11 +1,6 @@
 """How fast this machine really is: measured once, kept in the state directory, bound to the machine's fingerprint.
 
-What a planner makes of it (a roofline with a fixed cost for each layer), for a step that reads `weights_bytes` and
-computes `operations` in a model of `layers` layers:
-
-    step_s >= max(weights_bytes / weight_read_bytes_per_s, operations / gemm_per_s) + layers * layer_overhead_s
-
-It is a lower bound: scheduling, sampling and attention over a long context come on top, and differ by engine."""
+What a planner makes of it is `EngineRates.least_step_s`: a roofline with a fixed cost for each layer."""
 
 from __future__ import annotations
 
@@ -59,6 +54,29 @@ class EngineRates(Record):
     call_overhead_s: Spread | None = None
     kernels: dict[str, str] = msgspec.field(default_factory=dict[str, str])
 
+    def least_step_s(
+        self, *, weight_bytes: float, stored: str, operations: float, computed: str, layers: int
+    ) -> Spread | None:
+        """Seconds that a step takes at least, in which every weight is read once and `operations` are computed:
+
+            max(weight_bytes / weight_read_bytes_per_s, operations / gemm_per_s) + layers * layer_overhead_s + call
+
+        One token of one sequence: 2 operations for each weight, and `weight_bytes` decides; a prompt: that times its
+        tokens, and `operations` decide. Scheduling, sampling and attention over a long context come on top and differ
+        by engine: what a running engine shows beside this bound is what calibration has to learn. None where the types
+        `stored` and `computed` were not measured."""
+        read, gemm = self.weight_read_bytes_per_s.get(stored), self.gemm_per_s.get(computed)
+        if read is None or gemm is None or self.layer_overhead_s is None:
+            return None
+        none = Spread(low=0.0, median=0.0, high=0.0, rounds=0)
+        layer, call = self.layer_overhead_s, self.call_overhead_s or none
+        return Spread(
+            low=max(weight_bytes / read.high, operations / gemm.high) + layers * layer.low + call.low,
+            median=max(weight_bytes / read.median, operations / gemm.median) + layers * layer.median + call.median,
+            high=max(weight_bytes / read.low, operations / gemm.low) + layers * layer.high + call.high,
+            rounds=min(read.rounds, gemm.rounds, layer.rounds),
+        )
+
 
 class Rates(Record, tag_field="schema", tag="machine-rates/v1"):
     """`read_bytes_per_s` and `copy_bytes_per_s` are of memory, over all our cores at once, in a buffer beyond the last
@@ -100,8 +118,18 @@ def load_rates(state: StateDirectory, machine_fingerprint: str) -> Rates | None:
     return found if found.machine == machine_fingerprint else None
 
 
-def save_rates(state: StateDirectory, rates: Rates) -> None:
+def save_rates(state: StateDirectory, rates: Rates) -> bool:
+    """Keeps `rates` and says so: what was measured in a crowd does not replace what the same machine reached in calm,
+    unless it knows an engine that the calm measurement does not."""
+    known = load_rates(state, rates.machine)
+    if known is not None and rates.doubts() and not known.doubts() and _engines(known) >= _engines(rates):
+        return False
     write_atomically(state.rates, encode(rates))
+    return True
+
+
+def _engines(rates: Rates) -> set[tuple[str, str]]:
+    return {(one.engine, one.version) for one in rates.engines}
 
 
 class Rounds(msgspec.Struct):

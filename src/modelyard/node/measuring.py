@@ -27,42 +27,50 @@ _LEAST_BUFFER_BYTES = 32 << 20
 def ensure_rates(
     state: StateDirectory, machine: Machine, details: Details, engines: Iterable[Engine], on_stage: OnStage
 ) -> Rates:
-    """What is known of this machine, or measured now. Another process that measures already is waited for."""
-    known = load_rates(state, machine.fingerprint())
-    return known if known is not None else measure(state, machine, details, engines, on_stage)
+    """What is known of this machine, or measured now; another process that measures already is waited for."""
+    with locked(state.rates_lock, holding="measuring this machine", wait=True):
+        known = load_rates(state, machine.fingerprint())
+        return known if known is not None else _measured(state, machine, details, engines, on_stage)
 
 
 def measure(
     state: StateDirectory, machine: Machine, details: Details, engines: Iterable[Engine], on_stage: OnStage
 ) -> Rates:
-    """Measures, keeps and returns. Raises ModelyardError where there is too little memory, or an engine's measurement
-    fails; what was known before then stays."""
+    """Measures, returns, and keeps unless something calmer is known.
+
+    Raises ModelyardError where there is too little memory, or an engine's measurement fails; what was known stays."""
     with locked(state.rates_lock, holding="measuring this machine", wait=True):
-        cpus = sorted(affinity())[: machine.cores] or list(range(machine.cores))
-        size = bandwidth.buffer_size(details.last_level_cache_bytes, machine.available_bytes)
-        if size < _LEAST_BUFFER_BYTES:
-            raise ModelyardError(
-                f"{machine.available_bytes >> 20} MiB are free: too little memory to measure in",
-                hint="end what takes the memory and measure again",
-            )
-        on_stage("memory")
-        before = times(frozenset(cpus))
-        memory = bandwidth.measure(cpus, size)
-        measured = tuple(_gauged(state, machine, engines, on_stage))
-        stolen, others = shares(before, times(frozenset(cpus)))
-        rates = Rates(
-            machine=machine.fingerprint(),
-            at=time.time(),
-            threads=len(cpus),
-            buffer_bytes=memory.buffer_bytes,
-            read_bytes_per_s=Spread.of(memory.read),
-            copy_bytes_per_s=Spread.of(memory.copy),
-            stolen=stolen,
-            others=others,
-            engines=measured,
+        return _measured(state, machine, details, engines, on_stage)
+
+
+def _measured(
+    state: StateDirectory, machine: Machine, details: Details, engines: Iterable[Engine], on_stage: OnStage
+) -> Rates:
+    cpus = sorted(affinity())[: machine.cores] or list(range(machine.cores))
+    size = bandwidth.buffer_size(details.last_level_cache_bytes, machine.available_bytes)
+    if size < _LEAST_BUFFER_BYTES:
+        raise ModelyardError(
+            f"{machine.available_bytes >> 20} MiB are free: too little memory to measure in",
+            hint="end what takes the memory and measure again",
         )
-        save_rates(state, rates)
-        return rates
+    on_stage("memory")
+    before = times(frozenset(cpus))
+    memory = bandwidth.measure(cpus, size)
+    kernels = tuple(_gauged(state, machine, engines, on_stage))
+    stolen, others = shares(before, times(frozenset(cpus)))
+    rates = Rates(
+        machine=machine.fingerprint(),
+        at=time.time(),
+        threads=len(cpus),
+        buffer_bytes=memory.buffer_bytes,
+        read_bytes_per_s=Spread.of(memory.read),
+        copy_bytes_per_s=Spread.of(memory.copy),
+        stolen=stolen,
+        others=others,
+        engines=kernels,
+    )
+    save_rates(state, rates)
+    return rates
 
 
 def _gauged(
