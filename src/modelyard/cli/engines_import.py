@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from modelyard.cli.options import Json
-from modelyard.cli.output import print_json, say
+from modelyard.cli.output import as_called, print_json, say
 from modelyard.engines.command_lines import read_command
 from modelyard.engines.importing import ImportedCommand, Taken, Value
 from modelyard.errors import UsageError
@@ -54,11 +54,9 @@ def import_command(
         ) from error
     load(output)
     left = len(found.not_taken)
-    say(
-        f"{output}: {len(found.taken) + 2} keys"
-        + (f"; {left} flags were not taken over, the file says why" if left else "")
-    )
-    say(f"next: modelyard plan {output}")
+    rest = f"; {left} flag{' was' if left == 1 else 's were'} not taken over, the file says why" if left else ""
+    say(f"{output}: {len(found.taken)} values{rest}")
+    say(as_called(f"next: modelyard plan {output}"))
 
 
 def _joined(words: Sequence[str]) -> str:
@@ -93,7 +91,7 @@ def _sections(taken: Sequence[Taken]) -> list[str]:
                 open_keys[depth:] = [parent]
                 lines.append(f"{'  ' * depth}{parent}:")
         open_keys[len(parents) :] = []
-        lines.append(f"{'  ' * len(parents)}{last}: {_scalar(one.value)}  # {_one_line(one.flag)}")
+        lines.append(f"{'  ' * len(parents)}{_scalar(last)}: {_scalar(one.value)}  # {_one_line(one.flag)}")
     return lines
 
 
@@ -103,7 +101,7 @@ def _scalar(value: Value) -> str:
     if isinstance(value, int | float):
         return repr(value)
     plain = _PLAIN.fullmatch(value) and value.lower() not in _WORDS_OF_YAML and not value[:1].isdigit()
-    return value if plain and not value.endswith(":") else json.dumps(value, ensure_ascii=False)
+    return value if plain and not value.endswith(":") else json.dumps(value, ensure_ascii=not value.isprintable())
 
 
 def _one_line(text: str) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from modelyard.engines import import_llamacpp, import_vllm
-from modelyard.engines.importing import ImportedCommand, NotTaken
+from modelyard.engines.importing import ImportedCommand, NotTaken, Taken
 from modelyard.errors import UsageError
 
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
@@ -48,15 +49,6 @@ _DOCKER_ALONE = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
-    """The words after the program's own name, and the variables set for it."""
-
-    words: tuple[str, ...]
-    environ: Mapping[str, str]
-    notes: tuple[NotTaken, ...] = ()
-
-
 # The words after the program's name, or None where it is not this engine's program.
 Recognise = Callable[[Sequence[str]], Sequence[str] | None]
 Reader = Callable[[Sequence[str], Mapping[str, str]], ImportedCommand]
@@ -71,13 +63,12 @@ def read_command(line: str) -> ImportedCommand:
     """The deployment that a shell's command line starts. Raises UsageError where it is none that we can read."""
     words, environ = _without_assignments(_words(line))
     words, environ = _without_wrappers(words, environ)
-    notes: tuple[NotTaken, ...] = ()
     if words[:2] in (["docker", "run"], ["podman", "run"]):
         return _in_container(words[2:], environ)
     for program, _, read in _ENGINES:
         rest = program(words)
         if rest is not None:
-            return _noted(read(rest, environ), notes)
+            return read(rest, environ)
     shown = " ".join(words[:3]) or "an empty line"
     raise UsageError(f"{shown!r} starts no engine whose flags we know", hint=f"understood are: {KNOWN}")
 
@@ -152,22 +143,18 @@ def _in_container(words: list[str], environ: dict[str, str]) -> ImportedCommand:
             # An entry point may be repeated by hand.
             found = program(rest)
             command = read(rest if found is None else found, inside)
-            return _published(_noted(command, tuple(notes)), published)
+            # Where it listens inside says nothing of where clients connect.
+            kept = tuple(one for one in command.not_taken if not one.said.startswith("--host "))
+            return _published(_noted(replace(command, not_taken=kept), tuple(notes)), published)
     raise UsageError(f"{image!r} is no image of an engine that we know", hint=f"understood are: {KNOWN}")
 
 
 def _noted(command: ImportedCommand, notes: tuple[NotTaken, ...]) -> ImportedCommand:
-    from msgspec.structs import replace
-
     return replace(command, not_taken=(*command.not_taken, *notes))
 
 
 def _published(command: ImportedCommand, published: str) -> ImportedCommand:
     """Clients knew the port of the host; `-p [address:]host:container`."""
-    from msgspec.structs import replace
-
-    from modelyard.engines.importing import Taken
-
     parts = published.split(":")
     if len(parts) < 2 or not parts[-2].isdigit():
         return command

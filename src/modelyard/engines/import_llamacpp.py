@@ -14,8 +14,8 @@ from modelyard.engines.importing import (
     Taken,
     as_path,
     finished,
-    flags,
     note_words,
+    nowhere,
     on_address,
     positive,
     read_words,
@@ -67,24 +67,24 @@ FLAGS: dict[str, Flag] = {
     "--api-key-file": Flag(secret=True, reason="keys are Modelyard's own: modelyard keys create NAME"),
     "--hf-token": Flag(secret=True, reason="set HF_TOKEN in the environment of modelyard"),
     # Nowhere to go.
-    **flags(
+    **nowhere(
         _OURS,
         "--path --cors-origins --cors-methods --cors-headers --api-prefix --ui-config --ui-config-file --timeout"
         " --sse-ping-interval --threads-http --tags --webui-config --webui-config-file",
     ),
-    **flags(
+    **nowhere(
         _OURS,
         "--cors-credentials --no-cors-credentials --ui --no-ui --webui --no-webui --metrics --props --slots --no-slots"
         " --reuse-port --ui-mcp-proxy --no-ui-mcp-proxy",
         alone=True,
     ),
-    **flags(
+    **nowhere(
         _GPU,
         "--n-gpu-layers --split-mode --tensor-split --main-gpu --device --override-tensor --n-cpu-moe --moe-cache-mib"
         " --n-cpu-ffn --rpc",
     ),
-    **flags(_GPU, "--cpu-moe --kv-offload --no-kv-offload --op-offload --no-op-offload --no-host", alone=True),
-    **flags(
+    **nowhere(_GPU, "--cpu-moe --kv-offload --no-kv-offload --op-offload --no-op-offload --no-host", alone=True),
+    **nowhere(
         _SAMPLING,
         "--samplers --seed --sampler-seq --temp --top-k --top-p --min-p --top-nsigma --xtc-probability --xtc-threshold"
         " --typical --repeat-last-n --repeat-penalty --presence-penalty --frequency-penalty --dry-multiplier --dry-base"
@@ -92,64 +92,64 @@ FLAGS: dict[str, Flag] = {
         " --dynatemp-range --dynatemp-exp --mirostat --mirostat-lr --mirostat-ent --logit-bias --grammar --grammar-file"
         " --json-schema --json-schema-file --predict --reverse-prompt",
     ),
-    **flags(_SAMPLING, "--ignore-eos --backend-sampling --special --escape --no-escape", alone=True),
-    **flags(_LOGS, "--log-file --verbosity --log-colors"),
-    **flags(
+    **nowhere(_SAMPLING, "--ignore-eos --backend-sampling --special --escape --no-escape", alone=True),
+    **nowhere(_LOGS, "--log-file --verbosity --log-colors"),
+    **nowhere(
         _LOGS,
         "--log-disable --log-jsonl --no-log-jsonl --verbose --log-prefix --no-log-prefix --log-timestamps"
         " --no-log-timestamps --perf --no-perf",
         alone=True,
     ),
-    **flags(
+    **nowhere(
         _PLANNED,
         "--threads-batch --ubatch-size --cpu-mask --cpu-range --cpu-strict --prio --poll"
         " --cpu-mask-batch --cpu-range-batch --cpu-strict-batch --prio-batch --poll-batch --numa --fit --fit-target"
         " --fit-ctx --cache-ram --cache-reuse --keep --kv-unified-per-slot --ctx-checkpoints --checkpoint-min-step"
         " --defrag-thold",
     ),
-    **flags(
+    **nowhere(
         _PLANNED,
         "--cont-batching --no-cont-batching --kv-unified --no-kv-unified --cache-prompt --no-cache-prompt --swa-full"
         " --context-shift --no-context-shift --warmup --no-warmup --repack --no-repack --cache-idle-slots"
         " --no-cache-idle-slots --check-tensors",
         alone=True,
     ),
-    **flags(
+    **nowhere(
         _MEDIA,
         "--mmproj --mmproj-url --mmproj-device --image-min-tokens --image-max-tokens --mtmd-batch-max-tokens"
         " --video-fps --media-path",
     ),
-    **flags(_MEDIA, "--mmproj-auto --no-mmproj --mmproj-offload --no-mmproj-offload", alone=True),
-    **flags(
+    **nowhere(_MEDIA, "--mmproj-auto --no-mmproj --mmproj-offload --no-mmproj-offload", alone=True),
+    **nowhere(
         _DRAFT,
         "--model-draft --hf-repo-draft --draft-max --draft-min --draft-p-min --ctx-size-draft --n-gpu-layers-draft"
         " --device-draft --cache-type-k-draft --cache-type-v-draft --spec-type --spec-draft-n-max --spec-draft-n-min"
         " --lookup-cache-static --lookup-cache-dynamic --draft",
     ),
-    **flags(
+    **nowhere(
         _ROPE,
         "--rope-scaling --rope-scale --rope-freq-base --rope-freq-scale --yarn-orig-ctx --yarn-ext-factor"
         " --yarn-attn-factor --yarn-beta-slow --yarn-beta-fast --override-kv",
     ),
-    **flags(_LOADING, "--load-mode --lazy-mode"),
-    **flags(_LOADING, "--mlock --no-mmap --mmap --direct-io --no-direct-io --offline", alone=True),
-    **flags(
+    **nowhere(_LOADING, "--load-mode --lazy-mode"),
+    **nowhere(_LOADING, "--mlock --no-mmap --mmap --direct-io --no-direct-io --offline", alone=True),
+    **nowhere(
         _THOUGHTS,
         "--reasoning-format --reasoning --reasoning-effort --reasoning-budget --reasoning-budget-message"
         " --chat-template-kwargs",
     ),
-    **flags(_THOUGHTS, "--reasoning-preserve --no-reasoning-preserve", alone=True),
-    **flags(_ROUTER, "--models-dir --models-preset --models-max"),
-    **flags(_ROUTER, "--models-autoload --no-models-autoload", alone=True),
-    **flags("the model's own template is used", "--chat-template --chat-template-file"),
-    **flags("templates are always rendered so", "--jinja", alone=True),
-    **flags("the model's own template is used", "--no-jinja --skip-chat-parsing --spm-infill", alone=True),
-    **flags("LoRA adapters: not in this version", "--lora --lora-scaled --control-vector --control-vector-scaled"),
-    **flags("embeddings and reranking: not in this version", "--pooling --embd-normalize"),
-    **flags("embeddings and reranking: not in this version", "--embedding --reranking", alone=True),
-    **flags("tools that a server runs by itself are not served", "--tools --tools-runtime --mcp-servers-config"),
-    **flags("tools that a server runs by itself are not served", "--agent --no-agent", alone=True),
-    **flags(_FILE_ONLY, "--slot-save-path --docker-repo --sleep-idle-seconds"),
+    **nowhere(_THOUGHTS, "--reasoning-preserve --no-reasoning-preserve", alone=True),
+    **nowhere(_ROUTER, "--models-dir --models-preset --models-max"),
+    **nowhere(_ROUTER, "--models-autoload --no-models-autoload", alone=True),
+    **nowhere("the model's own template is used", "--chat-template --chat-template-file"),
+    **nowhere("templates are always rendered so", "--jinja", alone=True),
+    **nowhere("the model's own template is used", "--no-jinja --skip-chat-parsing --spm-infill", alone=True),
+    **nowhere("LoRA adapters: not in this version", "--lora --lora-scaled --control-vector --control-vector-scaled"),
+    **nowhere("embeddings and reranking: not in this version", "--pooling --embd-normalize"),
+    **nowhere("embeddings and reranking: not in this version", "--embedding --reranking", alone=True),
+    **nowhere("tools that a server runs by itself are not served", "--tools --tools-runtime --mcp-servers-config"),
+    **nowhere("tools that a server runs by itself are not served", "--agent --no-agent", alone=True),
+    **nowhere(_FILE_ONLY, "--slot-save-path --docker-repo --sleep-idle-seconds"),
 }
 ALIASES = {
     "-m": "--model",

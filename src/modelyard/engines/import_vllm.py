@@ -4,23 +4,21 @@ version 0.32.0, and those of versions before that people still have in their scr
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from modelyard.engines.importing import (
     Dialect,
     Flag,
     ImportedCommand,
-    Value,
     as_path,
     finished,
-    flags,
     note_words,
+    nowhere,
     number,
     on_address,
     positive,
     read_words,
     whole,
-    yes_or_no,
 )
 
 VERSION = "0.32"
@@ -45,9 +43,13 @@ def _byte_count(text: str) -> str:
     return str(_human(text))
 
 
-def _setting(name: str, read: Callable[[str], Value | None] = str, *, alone: bool = False) -> Flag:
-    """An engine setting by the flag's own name; `alone`: a switch."""
-    return Flag(key=f"settings.{name}", read=read, values="0" if alone else "1")
+def _unless_auto(text: str) -> str | None:
+    return None if text == "auto" else text
+
+
+def _passed(names: str, *, alone: bool = False) -> dict[str, Flag]:
+    """vLLM's own flags, which its adapter passes on as they are; `alone`: switches."""
+    return {name: Flag(key=f"settings.{name}", values="0" if alone else "1") for name in names.split()}
 
 
 _OURS = "Modelyard's gateway does that"
@@ -58,7 +60,6 @@ _SEVERAL_HOSTS = "several machines: not in this version"
 _MEDIA = "images, audio and video: not in this version"
 _ADAPTERS = "LoRA adapters: not in this version"
 _TOOLS = "tool calls: not in this version"
-_OPTIONAL = "an optimisation that this version does not set"
 _LOGS = "Modelyard keeps the engine's log: modelyard logs"
 
 FLAGS: dict[str, Flag] = {
@@ -75,18 +76,18 @@ FLAGS: dict[str, Flag] = {
     "--host": Flag(only_raw=True),
     "--ssl-certfile": Flag(only_raw=True),
     "--ssl-keyfile": Flag(only_raw=True),
-    # Engine settings.
-    "--dtype": _setting("dtype"),
-    "--quantization": _setting("quantization"),
-    "--kv-cache-dtype": _setting("kv_cache_dtype"),
-    "--gpu-memory-utilization": _setting("gpu_memory_utilization", number),
-    "--tensor-parallel-size": _setting("tensor_parallel_size", whole),
-    "--max-num-batched-tokens": _setting("max_num_batched_tokens", _human),
-    "--block-size": _setting("block_size", whole),
-    "--seed": _setting("seed", whole),
-    "--enable-prefix-caching": _setting("enable_prefix_caching", yes_or_no, alone=True),
-    "--enable-chunked-prefill": _setting("enable_chunked_prefill", yes_or_no, alone=True),
-    "--enforce-eager": _setting("enforce_eager", yes_or_no, alone=True),
+    # Engine settings of ours.
+    "--tensor-parallel-size": Flag(key="settings.tensor_parallel", read=whole),
+    "--dtype": Flag(key="settings.dtype", read=_unless_auto),
+    "--block-size": Flag(key="settings.block_tokens", read=whole),
+    "--max-num-batched-tokens": Flag(key="settings.max_batched_tokens", read=_human),
+    "--enable-prefix-caching": Flag(key="settings.prefix_cache", values="0"),
+    "--enforce-eager": Flag(key="settings.eager", values="0"),
+    "--seed": Flag(key="settings.seed", read=whole),
+    # Engine settings that are vLLM's flags.
+    "--gpu-memory-utilization": Flag(key="settings.--gpu-memory-utilization", read=number),
+    **_passed("--quantization --kv-cache-dtype"),
+    **_passed("--enable-chunked-prefill", alone=True),
     # Secrets.
     "--api-key": Flag(values="+", secret=True, reason="keys are Modelyard's own: modelyard keys create NAME"),
     "--hf-token": Flag(secret=True, values="?", reason="set HF_TOKEN in the environment of modelyard"),
@@ -98,22 +99,20 @@ FLAGS: dict[str, Flag] = {
     "--chat-template": Flag(reason="the model's own template is used"),
     "--disable-log-requests": Flag(values="0", reason="no prompt is ever logged"),
     "--enable-log-requests": Flag(values="0", reason="no prompt is ever logged"),
-    "--speculative-config": Flag(reason=_OPTIONAL),
-    "--compilation-config": Flag(reason=_OPTIONAL),
+    **_passed("--speculative-config --compilation-config --optimization-level"),
     "--pipeline-parallel-size": Flag(reason="layers over several devices: not in this version"),
     "--data-parallel-size": Flag(reason="say replicas: N instead, each with a whole copy"),
-    "--optimization-level": Flag(reason=_OPTIONAL),
-    **{f"-O{level}": Flag(values="0", reason=_OPTIONAL) for level in range(4)},
+    **{f"-O{level}": Flag(key="settings.--optimization-level", values="0", alone=level) for level in range(4)},
     "--swap-space": Flag(reason="gone from vLLM since its first engine"),
     "--device": Flag(reason="gone from vLLM: the build decides"),
-    **flags(
+    **nowhere(
         _OURS,
         "--allowed-origins --allowed-methods --allowed-headers --root-path --middleware --ssl-ca-certs"
         " --ssl-cert-reqs --ssl-ciphers --h11-max-incomplete-event-size --h11-max-header-count"
         " --sse-keep-alive-interval --response-role --max-log-len --fingerprint-mode --fingerprint-value"
         " --api-server-count --grpc-port",
     ),
-    **flags(
+    **nowhere(
         _OURS,
         "--allow-credentials --enable-ssl-refresh --disable-fastapi-docs --enable-offline-docs"
         " --enable-request-id-headers --enable-server-load-tracking --enable-force-include-usage"
@@ -121,35 +120,35 @@ FLAGS: dict[str, Flag] = {
         " --headless",
         alone=True,
     ),
-    **flags(
+    **nowhere(
         _LOGS,
         "--uvicorn-log-level --disable-access-log-for-endpoints --log-config-file --log-level"
         " --logging-config --otlp-traces-endpoint --collect-detailed-traces --show-hidden-metrics-for-version",
     ),
-    **flags(
+    **nowhere(
         _LOGS,
         "--disable-uvicorn-access-log --disable-log-stats --enable-log-outputs --aggregate-engine-logging",
         alone=True,
     ),
-    **flags(
+    **nowhere(
         _SEVERAL_HOSTS,
         "--nnodes --node-rank --master-addr --master-port --distributed-executor-backend --data-parallel-rank"
         " --data-parallel-start-rank --data-parallel-size-local --data-parallel-address"
         " --data-parallel-rpc-port --data-parallel-backend --kv-transfer-config --kv-events-config"
         " --ec-transfer-config",
     ),
-    **flags(
+    **nowhere(
         _SEVERAL_HOSTS,
         "--data-parallel-hybrid-lb --data-parallel-external-lb --data-parallel-multi-port-external-lb",
         alone=True,
     ),
-    **flags(
+    **nowhere(
         _MEDIA,
         "--limit-mm-per-prompt --mm-processor-kwargs --media-io-kwargs --mm-processor-cache-gb"
         " --mm-processor-cache-type --mm-encoder-tp-mode --mm-encoder-attn-backend --allowed-local-media-path"
         " --allowed-media-domains --video-pruning-rate",
     ),
-    **flags(
+    **nowhere(
         _MEDIA,
         "--language-model-only --enable-mm-embeds --skip-mm-profiling --interleave-mm-strings",
         alone=True,
@@ -157,15 +156,15 @@ FLAGS: dict[str, Flag] = {
     "--enable-lora": Flag(values="0", reason=_ADAPTERS),
     "--fully-sharded-loras": Flag(values="0", reason=_ADAPTERS),
     "--lora-modules": Flag(values="+", reason=_ADAPTERS),
-    **flags(_ADAPTERS, "--max-loras --max-lora-rank --lora-dtype --max-cpu-loras"),
+    **nowhere(_ADAPTERS, "--max-loras --max-lora-rank --lora-dtype --max-cpu-loras"),
     "--enable-auto-tool-choice": Flag(values="0", reason=_TOOLS),
-    **flags(_TOOLS, "--tool-call-parser --tool-parser-plugin --tool-server"),
+    **nowhere(_TOOLS, "--tool-call-parser --tool-parser-plugin --tool-server"),
     "--enable-reasoning": Flag(values="0", reason="thoughts in a field of their own: not in this version"),
-    **flags(
+    **nowhere(
         "thoughts in a field of their own: not in this version",
         "--reasoning-parser --reasoning-parser-plugin --reasoning-config --default-chat-template-kwargs",
     ),
-    **flags(
+    **nowhere(
         _FILE_ONLY,
         "--runner --convert --task --tokenizer-mode --tokenizer-revision --code-revision --hf-config-path"
         " --hf-overrides --config-format --generation-config --override-generation-config --pooler-config"
@@ -175,15 +174,14 @@ FLAGS: dict[str, Flag] = {
         " --scheduler-cls --worker-cls --worker-extension-cls --additional-config --profiler-config"
         " --io-processor-plugin",
     ),
-    **flags(
+    **nowhere(
         _FILE_ONLY,
         "--skip-tokenizer-init --enable-prompt-embeds --enable-sleep-mode --disable-sliding-window"
         " --trust-request-chat-template --enable-tokenizer-info-endpoint --exclude-tools-when-tool-choice-none"
         " --allow-deprecated-quantization --use-tqdm-on-load --use-v2-block-manager --enable-elastic-ep",
         alone=True,
     ),
-    **flags(
-        _OPTIONAL,
+    **_passed(
         "--attention-backend --moe-backend --linear-backend --mamba-backend --cudagraph-capture-sizes"
         " --max-cudagraph-capture-size --cuda-graph-sizes --attention-config --kernel-config"
         " --performance-mode --spec-method --spec-model --spec-tokens --speculative-model"
@@ -195,8 +193,7 @@ FLAGS: dict[str, Flag] = {
         " --max-seq-len-to-capture --max-parallel-loading-workers --max-num-active-seqs"
         " --max-num-scheduled-tokens --max-num-queued-tokens",
     ),
-    **flags(
-        _OPTIONAL,
+    **_passed(
         "--enable-expert-parallel --enable-eplb --enable-dbo --disable-custom-all-reduce --async-scheduling"
         " --disable-hybrid-kv-cache-manager --disable-chunked-mm-input --disable-cascade-attn"
         " --calculate-kv-scales --enable-flashinfer-autotune --numa-bind --kv-sharing-fast-prefill"
@@ -249,24 +246,18 @@ _OF_VARIABLES = {
 }
 
 
-def _off(text: str) -> Value:
-    return not yes_or_no(text)
-
-
 DIALECT = Dialect(
     engine="vllm",
     version=VERSION,
     flags={
         **FLAGS,
         **_OF_VARIABLES,
-        **{
-            f"--no-{name.removeprefix('--')}": Flag(key=FLAGS[name].key, read=_off, values="0", alone=False)
-            for name in _SWITCHES
-        },
+        **{f"--no-{name.removeprefix('--')}": Flag(key=FLAGS[name].key, values="0", alone=False) for name in _SWITCHES},
     },
     aliases=ALIASES,
     environ=ENVIRON,
     underscores=True,
+    unknown="not a flag that we know; if vLLM does, write it under settings, as its adapter passes flags on",
 )
 
 

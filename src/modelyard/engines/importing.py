@@ -57,7 +57,7 @@ class Flag:
     alone: Value = True
 
 
-def flags(reason: str, names: str, *, alone: bool = False) -> dict[str, Flag]:
+def nowhere(reason: str, names: str, *, alone: bool = False) -> dict[str, Flag]:
     """Flags that go nowhere, all for one reason; `alone`: none of them takes a value."""
     return {name: Flag(reason=reason, values="0" if alone else "1") for name in names.split()}
 
@@ -65,7 +65,7 @@ def flags(reason: str, names: str, *, alone: bool = False) -> dict[str, Flag]:
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """How one engine is spoken to. `flags` are by their main name; `aliases` lead there; `environ` are variables that
-    stand for a flag. With `underscores`, `--a_b` is `--a-b`."""
+    stand for a flag. With `underscores`, `--a_b` is `--a-b`. `unknown` is said of a flag that is not among them."""
 
     engine: str
     version: str
@@ -73,6 +73,7 @@ class Dialect:
     aliases: Mapping[str, str]
     environ: Mapping[str, str]
     underscores: bool = False
+    unknown: str = "not a flag that we know"
 
 
 @dataclass(slots=True)
@@ -116,7 +117,7 @@ def _read_flag(found: Read, word: str, rest: list[str]) -> None:
     if flag is None:
         values = [value] if equals else [rest.pop(0)] if rest and not _is_flag(rest[0]) else []
         shown = [] if _SECRET.search(typed.upper()) else values
-        reason = f"not a flag of {dialect.engine} {dialect.version} that we know"
+        reason = f"{dialect.unknown} ({dialect.engine} {dialect.version})"
         found.not_taken.append(NotTaken(said=_said(typed, shown), reason=reason))
         return
     values = [value] if equals else _values(flag, rest)
@@ -223,7 +224,7 @@ def as_path(model: str) -> str:
 def public_name(text: str) -> str:
     """The nearest legal name of a deployment to what a model or a server was called."""
     last = text.rstrip("/").rpartition("/")[2]
-    last = re.sub(r"\.gguf$", "", last, flags=re.IGNORECASE)
+    last = re.sub(r"[.-]gguf$", "", last, flags=re.IGNORECASE)
     return re.sub(r"[^a-z0-9.]+|[.-]{2,}", "-", last.lower())[:63].strip(".-") or "model"
 
 
