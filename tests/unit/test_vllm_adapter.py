@@ -183,7 +183,9 @@ def test_a_plan_for_three_ranks_has_them_and_one_for_two_is_refused() -> None:
         return plan(deployment, FOLDER, SMOLLM2, MACHINE, (ENGINE,)).replicas[0]
 
     assert (planned(3).ranks, planned(3).setting("threads")) == (3, 1)
-    with pytest.raises(CannotPlan, match=r"tensor_parallel is 2, and neither 9 heads nor 3 KV heads may be cut") as no:
+    with pytest.raises(
+        CannotPlan, match=r"tensor_parallel is 2: 9 heads and 3 KV heads cannot be divided among them"
+    ) as no:
         planned(2)
     assert "use one of 1, 3, 9" in no.value.hint
 
