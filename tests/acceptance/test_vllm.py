@@ -211,7 +211,7 @@ def deployment_of_ranks(folder: Path, ranks: int) -> str:
 def test_heads_that_cannot_be_divided_are_refused_before_anything_starts(command: Command, tmp_path: Path) -> None:
     refused = command("plan", deployment_of_ranks(tmp_path, 2))
     assert refused.code == 5
-    assert "tensor_parallel is 2, and neither 9 heads nor 3 KV heads may be cut" in refused.err
+    assert "tensor_parallel is 2: 9 heads and 3 KV heads cannot be divided among them" in refused.err
     assert "use one of 1, 3, 9" in refused.err
 
 

@@ -183,7 +183,9 @@ def test_a_plan_for_three_ranks_has_them_and_one_for_two_is_refused() -> None:
         return plan(deployment, FOLDER, SMOLLM2, MACHINE, (ENGINE,)).replicas[0]
 
     assert (planned(3).ranks, planned(3).setting("threads")) == (3, 1)
-    with pytest.raises(CannotPlan, match=r"tensor_parallel is 2, and neither 9 heads nor 3 KV heads may be cut") as no:
+    with pytest.raises(
+        CannotPlan, match=r"tensor_parallel is 2: 9 heads and 3 KV heads cannot be divided among them"
+    ) as no:
         planned(2)
     assert "use one of 1, 3, 9" in no.value.hint
 
@@ -383,6 +385,34 @@ def test_an_end_without_known_words_is_named_by_how_it_ended(
     assert failure.kind == kind
     assert cause in failure.cause
     assert failure.fix
+
+
+@pytest.mark.parametrize(
+    ("line", "process"),
+    [
+        (
+            "(APIServer pid=18155) WARNING 11-25 11:06:08 [core_client.py:817] [shutdown] MPClient: engine core exited "
+            "unexpectedly; starting cleanup",
+            "EngineCore",
+        ),
+        (
+            "(EngineCore pid=7) ERROR 11-25 11:06:08 [multiproc_executor.py:316] Worker proc VllmWorker-1 died "
+            "unexpectedly (exit code: -9), shutting down executor.",
+            "VllmWorker-1",
+        ),
+    ],
+)
+def test_a_lost_process_is_named_unless_somebody_knows_why(line: str, process: str) -> None:
+    complaint = (
+        "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. See stack trace (above) for "
+    )
+    complaint += "the root cause."
+    lost = ENGINE.explain_failure(ExitReport(code=0, signal=None, out_of_memory=False, tail=(line, complaint)))
+    assert (lost.kind, lost.permanent) == ("killed", False)
+    assert lost.cause == f"its process {process} was ended from outside"
+    tail = (line, "(EngineCore pid=7) ERROR 11-25 11:06:08 [core.py:9] IndexError: list index out of range", complaint)
+    known = ENGINE.explain_failure(ExitReport(code=0, signal=None, out_of_memory=False, tail=tail))
+    assert (known.kind, known.cause) == ("crashed", "exit code 0: IndexError: list index out of range")
 
 
 def test_a_silent_end_is_named_too() -> None:

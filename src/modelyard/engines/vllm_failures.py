@@ -126,21 +126,13 @@ _KNOWN = (
         "remove the engine's environment (it is made again) or install the missing system library",
     ),
     _Known(r"No space left on device", "crashed", "the disk is full", "free some space", permanent=False),
-    _Known(
-        r"Worker proc (\S+) died unexpectedly",
-        "killed",
-        r"one of its processes (\1) was ended from outside",
-        "find out who did (often the kernel, for lack of memory); it is started again",
-        permanent=False,
-    ),
-    _Known(
-        r"Engine core proc (\S+) died unexpectedly",
-        "killed",
-        r"one of its processes (\1) was ended from outside",
-        "find out who did (often the kernel, for lack of memory); it is started again",
-        permanent=False,
-    ),
 )
+# Who lost another process, and had nothing to say of it himself.
+_LOST = (
+    (r"Worker proc (\S+) died unexpectedly", r"its process \1 was ended from outside"),
+    (r"engine core exited unexpectedly", "its process EngineCore was ended from outside"),
+)
+_LOST_FIX = "find out who did (often the kernel, for lack of memory); it is started again"
 
 
 def explain(exit: ExitReport) -> Failure:
@@ -157,6 +149,10 @@ def explain(exit: ExitReport) -> Failure:
                 fix=found.expand(known.fix),
                 permanent=known.permanent,
             )
+    if not _causes(exit.tail):
+        for pattern, cause in _LOST:
+            if found := re.search(pattern, text):
+                return Failure(kind="killed", cause=found.expand(cause), fix=_LOST_FIX, permanent=False)
     return _by_ending(exit)
 
 
@@ -164,7 +160,7 @@ def _by_ending(exit: ExitReport) -> Failure:
     if exit.signal in (9, 15):
         cause = f"something outside ended it ({_SIGNALS[exit.signal]})"
         return Failure(kind="killed", cause=cause, fix="find out who did; it is started again", permanent=False)
-    said = _last_error(exit.tail)
+    said = next(iter([*_causes(exit.tail)[-1:], *_last_words(exit.tail)]), "")
     if exit.code == _BAD_USAGE:
         cause = said or "it refused its arguments"
         return Failure(kind="bad_config", cause=cause, fix="correct the deployment's settings", permanent=True)
@@ -173,12 +169,14 @@ def _by_ending(exit: ExitReport) -> Failure:
     return Failure(kind="crashed", cause=cause, fix="read the engine's log", permanent=False)
 
 
-def _last_error(tail: tuple[str, ...]) -> str:
-    """The last exception that is not a mere complaint about another process; else the last line."""
-    lines = [_bare(line) for line in tail if line.strip()]
-    errors = [line for line in lines if re.match(r"[\w.]*(?:Error|Exception)\b: ", line)]
-    causes = [line for line in errors if "root cause" not in line and "background process" not in line]
-    return next(iter([*causes[-1:], *errors[-1:], *lines[-1:]]), "")
+def _causes(tail: tuple[str, ...]) -> list[str]:
+    """Exceptions that are not mere complaints about another process."""
+    errors = [bare for line in tail if re.match(r"[\w.]*(?:Error|Exception)\b: ", bare := _bare(line))]
+    return [error for error in errors if "root cause" not in error and "background process" not in error]
+
+
+def _last_words(tail: tuple[str, ...]) -> list[str]:
+    return [bare for line in tail if (bare := _bare(line)).strip()][-1:]
 
 
 def _bare(line: str) -> str:
