@@ -88,7 +88,7 @@ class _Hashed:
 
     def read(self, size: int = -1, /) -> bytes:
         chunk = self._stream.read(size)
-        if not chunk and size > 0:
+        if len(chunk) < size:
             raise _Short
         self._digest.update(chunk)
         self._at += len(chunk)
