@@ -9,7 +9,6 @@ import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
 from urllib.parse import unquote
 
 from modelyard.errors import EnvironmentFailed

@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
-import zipfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -24,8 +22,9 @@ from modelyard import packages
 from modelyard.engines.contract import Installed, Requirements
 from modelyard.errors import EnvironmentFailed
 from modelyard.node import installing
-from modelyard.node.environments import MARKER, InstallProgress, ensure, list_environments, remove
+from modelyard.node.environments import ensure, list_environments, remove
 from modelyard.node.installing import Uv, explain
+from modelyard.node.making import MARKER, InstallProgress
 from modelyard.packages import uv_command
 from modelyard.settings import PackageIndex
 from modelyard.state import StateDirectory
@@ -66,9 +65,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def make(
-    state: StateDirectory, index: PackageIndex, environ: dict[str, str], wheels: Path
-) -> Callable[..., Installed]:
+def make(state: StateDirectory, index: PackageIndex, environ: dict[str, str], wheels: Path) -> Callable[..., Installed]:
     def made(requirements: Requirements = TINY, stages: list[InstallProgress] | None = None) -> Installed:
         told: list[InstallProgress] = [] if stages is None else stages
         needed = requirements if requirements.lock else locked(requirements, wheels)

@@ -16,7 +16,8 @@ from modelyard.models.card import Card
 from modelyard.models.catalogue import ENTRIES
 from modelyard.models.reader import read_card
 from modelyard.models.sources import resolve
-from modelyard.node.environments import InstallProgress, ensure
+from modelyard.node.environments import ensure
+from modelyard.node.making import InstallProgress
 from modelyard.planning.plan import plan
 from modelyard.records.plan import Artifact, Plan
 from modelyard.settings import Settings

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from modelyard.engines.contract import Installed, Requirements
-from modelyard.engines.locks import gpu_packages, parse, pinned, public, render
+from modelyard.engines.locks import LockedPackage, gpu_packages, parse, pinned, public, render
 from modelyard.errors import EnvironmentFailed
 from modelyard.hardware.machine import disk_free_bytes
 from modelyard.node.installed_files import Damage, damages, packages, records
@@ -54,13 +54,14 @@ OnProgress = Callable[[InstallProgress], None]
 
 
 class Complete(Record, tag_field="schema", tag="environment/v1"):
-    """The marker. `freeze` is what is installed; `records` has the hash of each package's own list of files."""
+    """The marker. `freeze` is what is installed; `records` has the hash of each package's own list of files (None in
+    environments of earlier versions)."""
 
     installed: Installed
     packages: tuple[str, ...]
     freeze: tuple[str, ...]
     made_at: float
-    records: dict[str, str] = {}
+    records: dict[str, str] | None = None
 
 
 def make(requirements: Requirements, engine_name: str, root: Path, uv: Uv, on_progress: OnProgress) -> Installed:
@@ -125,11 +126,13 @@ def _for_this_index(requirements: Requirements, engine_name: str, uv: Uv, python
     exact_pins = uv.offered(python, pins)
     _check_build(requirements, engine_name, exact_pins)
     offered = dict(pinned(pin).split("==") for pin in exact_pins)
-    exact = [
-        msgspec.structs.replace(one, version=offered[one.name]) if public(offered.get(one.name, "")) == one.version else one
-        for one in locked
-    ]
+    exact = [_at(one, offered.get(one.name, "")) for one in locked]
     return render(exact, head=f"{engine_name} ({requirements.build}), as the index had it")
+
+
+def _at(package: LockedPackage, version: str) -> LockedPackage:
+    """The package at `version`, if that is a build of the locked one."""
+    return msgspec.structs.replace(package, version=version) if public(version) == package.version else package
 
 
 def _check_build(requirements: Requirements, engine_name: str, pins: Iterable[str]) -> None:
