@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -125,9 +126,22 @@ def _for_this_index(requirements: Requirements, engine_name: str, uv: Uv, python
     pins = [f"{one.name}=={one.version}" for one in locked if one.name in requirements.local_builds]
     exact_pins = uv.offered(python, pins)
     _check_build(requirements, engine_name, exact_pins)
+    _check_suffixes(requirements, exact_pins)
     offered = dict(pinned(pin).split("==") for pin in exact_pins)
     exact = [_at(one, offered.get(one.name, "")) for one in locked]
     return render(exact, head=f"{engine_name} ({requirements.build}), as the index had it")
+
+
+def _check_suffixes(requirements: Requirements, pins: Iterable[str]) -> None:
+    """On Linux the plain build of such a package is the one for GPUs: torch 2.14.1 takes 1.1 GB and then misses
+    libcudnn.so.9. Better to say so before half a gigabyte is fetched."""
+    plain = [pin for pin in pins if "+" not in pin]
+    if requirements.build == "cpu" and sys.platform == "linux" and plain:
+        raise EnvironmentFailed(
+            f"the index has only the build for GPUs of {', '.join(plain)}",
+            hint=f"name an index or a folder of wheels with {plain[0]}+cpu"
+            " (MODELYARD_EXTRA_INDEX_URL, MODELYARD_FIND_LINKS)",
+        )
 
 
 def _at(package: LockedPackage, version: str) -> LockedPackage:
