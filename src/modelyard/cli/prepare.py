@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelyard.cli.seven_steps import Current, SevenSteps
+from modelyard.control import wanted as desired
 from modelyard.control.wanted import Wanted
 from modelyard.engines.builds import choose_build
 from modelyard.engines.contract import Engine, Installed
@@ -18,7 +19,7 @@ from modelyard.models.reader import read_card
 from modelyard.models.sources import resolve
 from modelyard.node.environments import ensure
 from modelyard.node.making import InstallProgress
-from modelyard.planning.plan import plan
+from modelyard.planning.plan import claimed, plan
 from modelyard.records.plan import Artifact, Plan
 from modelyard.settings import Settings
 from modelyard.spec.deployment import Deployment
@@ -46,8 +47,10 @@ def prepare(deployment: Deployment, state: StateDirectory, settings: Settings, s
     with steps.step("model") as step:
         artifact, card = _model(deployment, state, settings, step)
         step.result = _in_short(artifact, card)
+    for note in artifact.notes:
+        steps.note(note)
     with steps.step("framework") as step:
-        planned = plan(deployment, artifact, card, machine, engines())
+        planned = plan(deployment, artifact, card, machine, engines(), claimed_bytes=_claimed(deployment, state))
         if planned.replicas[0].engine != installed.engine:
             installed = _install(engine(planned.replicas[0].engine), state, settings, step)
         step.result = _why_it_fits(planned)
@@ -63,10 +66,18 @@ def look(deployment: Deployment, state: StateDirectory, settings: Settings, step
     with steps.step("model") as step:
         artifact, card = _model(deployment, state, settings, step)
         step.result = _in_short(artifact, card)
+    for note in artifact.notes:
+        steps.note(note)
     with steps.step("framework") as step:
-        planned = plan(deployment, artifact, card, machine, engines())
+        planned = plan(deployment, artifact, card, machine, engines(), claimed_bytes=_claimed(deployment, state))
         step.result = _why_it_fits(planned)
     return Prepared(machine, artifact, card, planned)
+
+
+def _claimed(deployment: Deployment, state: StateDirectory) -> int:
+    """Bytes that the deployments beside this one were planned to take."""
+    others = (desired.load(state, name) for name in desired.names(state) if name != deployment.name)
+    return claimed(other.plan for other in others if other is not None)
 
 
 def _install(chosen: Engine, state: StateDirectory, settings: Settings, step: Current) -> Installed:

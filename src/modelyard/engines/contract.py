@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
+import msgspec
+
 from modelyard.records.base import Record
 from modelyard.records.fingerprint import sha256_of
 from modelyard.records.plan import ReplicaPlan
@@ -11,9 +13,17 @@ from modelyard.records.plan import ReplicaPlan
 Build = Literal["cpu", "cuda", "rocm"]
 
 
+def any_machine() -> dict[str, frozenset[str]]:
+    """Where a program of wheels for the usual 64-bit processors runs, with no instruction set that is not basic."""
+    return {"x86_64": frozenset(), "aarch64": frozenset()}
+
+
 class Capabilities(Record):
     """What an engine can do. Sets are of the names used in artifacts and in the gateway's routes; `refused_fields` are
-    request fields that it cannot honour."""
+    request fields that it cannot honour; `metrics` are the fields of EngineMetrics that it reports; `load_progress`:
+    its log tells how far a load is; `machines` are the processor architectures that it runs on, each with the
+    instruction sets that it needs there, by the names that the hardware probe uses. What is claimed here is what the
+    conformance kit tries."""
 
     formats: frozenset[str]
     architectures: frozenset[str]
@@ -23,6 +33,9 @@ class Capabilities(Record):
     cached_token_usage: bool
     drains_on_terminate: bool
     refused_fields: frozenset[str] = frozenset()
+    metrics: frozenset[str] = frozenset()
+    load_progress: bool = False
+    machines: dict[str, frozenset[str]] = msgspec.field(default_factory=any_machine)
 
 
 class Requirements(Record):

@@ -19,8 +19,10 @@ class ServerConfig:
     `address` is `unix:/path` or `127.0.0.1:port`. `kv_cache_bytes` bounds the paged KV pool. `max_batched_tokens` is
     the number of prompt tokens computed in one step, the knob between prefill speed and the stall other streams see.
     `context_tokens` bounds prompt plus output of one request. `properties` go to the OpenVINO plugin as they are.
-    `default_temperature` and `default_top_p` hold where a request names none. `stall_s` is how long requests may wait
-    without a finished step before /health says so.
+    `speculative_tokens` are guessed ahead and verified in one step (0: none): by `draft_model`, a model file with the
+    same tokenizer, or, where that is empty, looked up in the prompt and the answer so far. `default_temperature` and
+    `default_top_p` hold where a request names none. `stall_s` is how long requests may wait without a finished step
+    before /health says so.
     """
 
     model_path: str
@@ -33,6 +35,8 @@ class ServerConfig:
     max_queued: int
     context_tokens: int
     prefix_cache: bool
+    speculative_tokens: int
+    draft_model: str
     properties: dict[str, str]
     stall_s: float
     default_temperature: float
@@ -57,6 +61,7 @@ _MINIMUM = {
     "max_sequences": 1,
     "max_queued": 0,
     "context_tokens": 2,
+    "speculative_tokens": 0,
 }
 
 
@@ -74,6 +79,7 @@ def _checked(raw: dict[str, Any]) -> ServerConfig:
             raise ConfigError(f"{key} must be an integer of at least {minimum}")
     if type(raw["prefix_cache"]) is not bool:
         raise ConfigError("prefix_cache must be true or false")
+    _check_speculation(raw)
     if type(raw["stall_s"]) not in (int, float) or not raw["stall_s"] > 0:
         raise ConfigError("stall_s must be a number above 0")
     for key, most in (("default_temperature", 2.0), ("default_top_p", 1.0)):
@@ -87,3 +93,14 @@ def _checked(raw: dict[str, Any]) -> ServerConfig:
         raise ConfigError(f"model_path {raw['model_path']} does not exist")
     values: dict[str, Any] = {**raw, "properties": texts}
     return ServerConfig(**values)
+
+
+def _check_speculation(raw: dict[str, Any]) -> None:
+    if not isinstance(raw["draft_model"], str):
+        raise ConfigError("draft_model must be a path, or empty")
+    if raw["draft_model"] and not raw["speculative_tokens"]:
+        raise ConfigError("draft_model guesses nothing while speculative_tokens is 0")
+    if raw["draft_model"] and not os.path.exists(raw["draft_model"]):
+        raise ConfigError(f"draft_model {raw['draft_model']} does not exist")
+    if raw["speculative_tokens"] and raw["prefix_cache"]:
+        raise ConfigError("speculative_tokens wants prefix_cache false: a cached block may hold a rejected guess")

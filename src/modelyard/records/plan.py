@@ -9,7 +9,8 @@ from modelyard.records.base import Record
 
 class Artifact(Record):
     """One concrete, hashed set of files. `path` is a file (gguf) or a folder (huggingface); `sha256` is over the
-    content. `recommended` are engine settings that the model's authors advise."""
+    content. `recommended` are engine settings that the model's authors advise; `notes` are what an operator should know
+    of where it came from."""
 
     name: str
     format: str
@@ -18,6 +19,7 @@ class Artifact(Record):
     size_bytes: int
     lineage: str
     recommended: dict[str, float] = msgspec.field(default_factory=dict[str, float])
+    notes: tuple[str, ...] = ()
 
 
 class Setting(Record):

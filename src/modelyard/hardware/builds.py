@@ -1,0 +1,112 @@
+"""Which build of an engine fits this machine: pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from modelyard.hardware.accelerator import Accelerator, version_of
+from modelyard.hardware.machine import Machine
+from modelyard.records.base import Record
+from modelyard.records.plan import Rejected
+
+# A build that is named after a runtime runs on that vendor's accelerators; any other name runs on the CPU.
+VENDOR_OF = {"cuda": "nvidia", "rocm": "amd", "cann": "ascend", "metal": "apple", "xpu": "intel"}
+_RUNTIME_OF = {"cuda": "CUDA", "rocm": "ROCm", "cann": "CANN", "metal": "Metal", "xpu": "oneAPI"}
+
+
+class Build(Record):
+    """One packaging of an engine, and what it takes to run. `isa` names what every processor must have, by
+    architecture; `pythons` are the first and the last minor version that it has wheels for.
+
+    Of a vendor's accelerators at least one must have `least_architecture` (compared as a version) or be one of
+    `architectures`, and its driver must serve `least_runtime`; empty demands nothing."""
+
+    name: str
+    systems: frozenset[str] = frozenset({"linux"})
+    arches: frozenset[str] = frozenset({"x86_64", "aarch64"})
+    isa: dict[str, frozenset[str]] = msgspec.field(default_factory=dict[str, frozenset[str]])
+    pythons: tuple[str, str] = ("3.11", "3.13")
+    least_architecture: str = ""
+    architectures: frozenset[str] = frozenset()
+    least_runtime: str = ""
+
+
+class BuildChoice(Record):
+    """`name` is None where no build fits. `accelerators` are those that it can use, none for the CPU."""
+
+    name: str | None
+    reason: str
+    accelerators: tuple[Accelerator, ...] = ()
+    rejected: tuple[Rejected, ...] = ()
+
+
+def choose_build(offered: Iterable[Build], machine: Machine, python: str) -> BuildChoice:
+    """The first of `offered`, in the engine's order of preference, that runs on `machine` with Python `python`
+    (`3.12.1`); and why those before it do not. What a driver does not say is not held against it."""
+    rejected: list[Rejected] = []
+    for build in offered:
+        able = _able(build, machine)
+        reason = _unfit(build, machine, python) or _unable(build, machine, able)
+        if reason is None:
+            return BuildChoice(name=build.name, reason=_because(build, able), accelerators=able, rejected=(*rejected,))
+        rejected.append(Rejected(what=f"build {build.name}", reason=reason))
+    why = "; ".join(f"{one.what.removeprefix('build ')}: {one.reason}" for one in rejected)
+    return BuildChoice(name=None, reason=why or "it has no build", rejected=tuple(rejected))
+
+
+def _unfit(build: Build, machine: Machine, python: str) -> str | None:
+    if machine.os not in build.systems:
+        return f"runs on {', '.join(sorted(build.systems))}, this is {machine.os}"
+    arch = "aarch64" if machine.arch == "arm64" else machine.arch
+    if arch not in build.arches:
+        return f"is built for {', '.join(sorted(build.arches))}, this is {machine.arch}"
+    if missing := sorted(build.isa.get(arch, frozenset()) - set(machine.isa)):
+        return f"needs {', '.join(missing)}, which this processor does not have"
+    first, last = build.pythons
+    if not version_of(first) <= version_of(python)[:2] <= version_of(last):
+        return f"has wheels for Python {first} to {last}, this is {python}"
+    return None
+
+
+def _unable(build: Build, machine: Machine, able: tuple[Accelerator, ...]) -> str | None:
+    """Why no accelerator of the build's vendor can run it; None for the CPU, or where one can."""
+    vendor = VENDOR_OF.get(build.name)
+    if vendor is None or able:
+        return None
+    there = [one for one in machine.accelerators if one.vendor == vendor]
+    if not there:
+        return f"no {vendor} accelerator is here"
+    return "; ".join(dict.fromkeys(_short_of(build, one) or "" for one in there))
+
+
+def _able(build: Build, machine: Machine) -> tuple[Accelerator, ...]:
+    vendor = VENDOR_OF.get(build.name)
+    return tuple(one for one in machine.accelerators if one.vendor == vendor and _short_of(build, one) is None)
+
+
+def _short_of(build: Build, one: Accelerator) -> str | None:
+    """What `one` lacks for the build, and where that can be changed, how."""
+    if not one.healthy:
+        return f"{one.name} is not healthy"
+    if one.runtime and version_of(one.runtime) < version_of(build.least_runtime):
+        runtime = _RUNTIME_OF[build.name]
+        return (
+            f"needs {runtime} {build.least_runtime}, the driver {one.driver} of {one.name} serves {runtime} "
+            f"{one.runtime}: update the driver"
+        )
+    if not one.architecture:
+        return None
+    if build.architectures and one.architecture not in build.architectures:
+        return f"has no kernels for {one.name} ({one.architecture})"
+    if build.least_architecture and version_of(one.architecture) < version_of(build.least_architecture):
+        return f"needs compute capability {build.least_architecture}, {one.name} has {one.architecture}"
+    return None
+
+
+def _because(build: Build, able: tuple[Accelerator, ...]) -> str:
+    if not able:
+        return "it runs on this processor"
+    names = [one.partition or one.name for one in able]
+    return " and ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
