@@ -128,11 +128,12 @@ class Site:
                     installer.send_signal(number)
 
         self.index.on_sign = sign
-        assert installer.stdout is not None
-        for line in installer.stdout:
-            stage = line.strip()
-            sign()
-        installer.wait(WITHIN_S)
+        with installer:
+            assert installer.stdout is not None
+            for line in installer.stdout:
+                stage = line.strip()
+                sign()
+            installer.wait(WITHIN_S)
         self.index.on_sign = lambda: None
         return signs, stage
 
@@ -224,9 +225,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="yard-installs-") as folder:
         tally = play(Path(folder), options.kills, options.seed, print)
     print(f"{tally.kills} kills in {tally.attempts} attempts, {dict(tally.by_stage)}")
-    print(
-        f"packages: {tally.asked} asked for, {tally.spared} found in the cache, {tally.asked_again} of those asked again"
-    )
+    print(f"packages: {tally.asked} asked for, {tally.spared} found in the cache, {tally.asked_again} asked for again")
     print(f"cache: {tally.cache_bytes:,} bytes, after one undisturbed installation {tally.cache_bytes_undisturbed:,}")
     for line in tally.broken:
         print(f"BROKEN: {line}")

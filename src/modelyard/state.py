@@ -49,7 +49,7 @@ class StateDirectory:
     @property
     def package_cache(self) -> Path:
         """What uv has fetched for environments, on their own disk so that files are linked: node.package_cache."""
-        return self.root / "cache" / "packages"
+        return self.root / "package-cache" / "uv"
 
     @property
     def deployments(self) -> Path:

@@ -28,8 +28,9 @@ from modelyard.engines.registry import engine, engines
 from modelyard.errors import EnvironmentFailed, StateLocked
 from modelyard.hardware.machine import probe
 from modelyard.node.diagnosis import Diagnosis, examine, repair
-from modelyard.node.environments import InstallProgress, OnProgress, ensure, folder_of, list_environments, sweep
+from modelyard.node.environments import ensure, folder_of, list_environments, sweep
 from modelyard.node.environments import remove as remove_environment
+from modelyard.node.making import InstallProgress, OnProgress
 from modelyard.state import StateDirectory
 
 app = typer.Typer(help="Which engines there are, what they can do, and their environments.", no_args_is_help=True)
@@ -164,10 +165,10 @@ def _installed(requirements: Requirements, name: str, state: StateDirectory) -> 
 def _agree(requirements: Requirements, *, yes: bool) -> None:
     """Asks where it is large and somebody is there to answer. Raises Exit where the answer is no."""
     large = requirements.download_bytes >= _LARGE_BYTES
-    if large and not yes and sys.stdin.isatty() and OUT.is_terminal and not OUT.quiet:
-        if not typer.confirm("Install it?", default=True):
-            say("nothing was changed")
-            raise typer.Exit(0)
+    asked = large and not yes and sys.stdin.isatty() and OUT.is_terminal and not OUT.quiet
+    if asked and not typer.confirm("Install it?", default=True):
+        say("nothing was changed")
+        raise typer.Exit(0)
 
 
 def _refuse_if_used(one: Installed, state: StateDirectory) -> None:

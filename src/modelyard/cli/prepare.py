@@ -20,7 +20,8 @@ from modelyard.models.reader import read_card
 from modelyard.models.sources import resolve
 from modelyard.models.store import Store
 from modelyard.node.converting import convert, find
-from modelyard.node.environments import InstallProgress, ensure
+from modelyard.node.environments import ensure
+from modelyard.node.making import InstallProgress
 from modelyard.planning.conversion import Needed, needed
 from modelyard.planning.plan import claimed, plan
 from modelyard.records.plan import Artifact, Plan

@@ -64,7 +64,8 @@ class Requirements(Record):
 
     `lock` is the text of the lock file (engines.locks.shipped): every package that is installed, with its hashes.
     `without` are packages that others ask for and that are left out. `local_builds` are packages that indexes also
-    carry under the same version with a suffix (torch 2.13.0+cpu): what the index at hand has decides."""
+    carry under the same version with a suffix (torch 2.13.0+cpu): what the index at hand has decides. On Linux the
+    plain build of such a package is the one for GPUs."""
 
     packages: tuple[str, ...]
     version: str
