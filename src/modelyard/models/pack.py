@@ -45,7 +45,7 @@ class PackedFile(Record):
 
 
 class PackedEngine(Record):
-    """An engine whose wheels are inside, at these exact versions."""
+    """An engine whose wheels are inside, at the versions of its lock."""
 
     name: str
     version: str
