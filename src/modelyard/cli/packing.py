@@ -31,7 +31,8 @@ from modelyard.models.sources import STORED, comes_from_store
 from modelyard.models.store import Store, StoreWriter
 from modelyard.models.stored import Pin, StoredArtifact, StoredFile
 from modelyard.models.wheel_files import fetch_wheels
-from modelyard.node.environments import InstallProgress, ensure
+from modelyard.node.environments import ensure
+from modelyard.node.making import InstallProgress
 from modelyard.records.plan import Artifact
 from modelyard.settings import Settings
 from modelyard.spec.deployment import Deployment, default_deployment, load
