@@ -136,6 +136,8 @@ def openvino_server(folder: Path, chosen: argparse.Namespace) -> Generator[Subje
         "max_queued": 64,
         "context_tokens": 8192,
         "prefix_cache": True,
+        "speculative_tokens": 0,
+        "draft_model": "",
         "properties": {
             "INFERENCE_PRECISION_HINT": "f32",
             "KV_CACHE_PRECISION": "u8",

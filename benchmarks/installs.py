@@ -26,13 +26,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
-from benchmarks.package_index import Counted, lock_of, serve, wheel
 
+from benchmarks.package_index import Counted, lock_of, serve, wheel
 from modelyard.engines.contract import Installed, Requirements
 from modelyard.node.diagnosis import examine
 from modelyard.node.environments import list_environments, remove
 from modelyard.node.installed_files import size_bytes
-from modelyard.state import StateDirectory, open_state
+from modelyard.state import open_state
 
 NAME = "tiny"
 WHEELS = {"tinyengine": 300_000, "tinykernels": 900_000, "tinytokens": 120_000, "tinymaths": 500_000}
@@ -128,11 +128,12 @@ class Site:
                     installer.send_signal(number)
 
         self.index.on_sign = sign
-        assert installer.stdout is not None
-        for line in installer.stdout:
-            stage = line.strip()
-            sign()
-        installer.wait(WITHIN_S)
+        with installer:
+            assert installer.stdout is not None
+            for line in installer.stdout:
+                stage = line.strip()
+                sign()
+            installer.wait(WITHIN_S)
         self.index.on_sign = lambda: None
         return signs, stage
 
@@ -224,7 +225,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="yard-installs-") as folder:
         tally = play(Path(folder), options.kills, options.seed, print)
     print(f"{tally.kills} kills in {tally.attempts} attempts, {dict(tally.by_stage)}")
-    print(f"packages: {tally.asked} asked for, {tally.spared} found in the cache, {tally.asked_again} of those asked again")
+    print(f"packages: {tally.asked} asked for, {tally.spared} found in the cache, {tally.asked_again} asked for again")
     print(f"cache: {tally.cache_bytes:,} bytes, after one undisturbed installation {tally.cache_bytes_undisturbed:,}")
     for line in tally.broken:
         print(f"BROKEN: {line}")

@@ -1,5 +1,5 @@
-"""The package client: how uv is found, how our index settings reach it, and that no credential of theirs is repeated.
-The one place that knows uv's variables."""
+"""The package clients: how uv and pip are found, how our index settings reach them, and that no credential of theirs is
+repeated. The one place that knows their variables."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import subprocess
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-
 from urllib.parse import unquote
 
 from modelyard.errors import EnvironmentFailed
@@ -31,6 +31,7 @@ _REPLACED = (
 _SHORTEST_SECRET = 4
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 # An activated venv, or a project's environment, is where uv would install if it saw one of these.
+_MISLEADING_PIP = ("PIP_TARGET", "PIP_PREFIX", "PIP_USER", "PIP_REQUIRE_VIRTUALENV", "PIP_REQUIREMENT", "PIP_DEST")
 _MISLEADING = ("VIRTUAL_ENV", "CONDA_PREFIX", "UV_PROJECT_ENVIRONMENT", "UV_SYSTEM_PYTHON", "PYTHONPATH", "PYTHONHOME")
 
 
@@ -75,6 +76,20 @@ def uv_environ(index: PackageIndex, base: Mapping[str, str]) -> dict[str, str]:
     return env
 
 
+def pip_environ(index: PackageIndex, base: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a pip process: uv's, and the same index settings in pip's own variables."""
+    env = {name: value for name, value in uv_environ(index, base).items() if name not in _MISLEADING_PIP}
+    told = {
+        "PIP_INDEX_URL": index.index_url,
+        "PIP_EXTRA_INDEX_URL": " ".join(index.extra_index_urls),
+        "PIP_FIND_LINKS": " ".join(index.find_links),
+        "PIP_CERT": index.certificate,
+        "PIP_NO_INDEX": "1" if index.offline else "",
+    }
+    env |= {name: value for name, value in told.items() if value}
+    return env | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PIP_NO_CACHE_DIR": "1"}
+
+
 @contextmanager
 def uv_process(
     arguments: Sequence[str],
@@ -87,8 +102,35 @@ def uv_process(
 ) -> Generator[subprocess.Popen[bytes]]:
     """A running uv, its words going to the file descriptors `stderr` and `stdout`. It ends with us, also when we are
     killed; leaving the block ends it too. It inherits `pass_fds`."""
+    command = [*uv_command(), *arguments]
+    with _tethered(command, environ, cwd, stderr=stderr, stdout=stdout, pass_fds=pass_fds) as child:
+        yield child
+
+
+@contextmanager
+def pip_process(
+    arguments: Sequence[str], environ: Mapping[str, str], *, cwd: Path, stderr: int
+) -> Generator[subprocess.Popen[bytes]]:
+    """Like `uv_process`, for the one thing that uv cannot do: bring wheels as files. Where our own environment has no
+    pip (uv's have none), uv brings one for the moment."""
+    ours = find_spec("pip") is not None
+    pip = [sys.executable, "-m"] if ours else [*uv_command(), "tool", "run", "--python", sys.executable]
+    with _tethered([*pip, "pip", *arguments], environ, cwd, stderr=stderr) as child:
+        yield child
+
+
+@contextmanager
+def _tethered(
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    cwd: Path,
+    *,
+    stderr: int,
+    stdout: int = subprocess.DEVNULL,
+    pass_fds: Sequence[int] = (),
+) -> Generator[subprocess.Popen[bytes]]:
     child = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(_TETHERED), *uv_command(), *arguments],
+        [sys.executable, "-I", "-S", str(_TETHERED), *command],
         cwd=cwd,
         env=environ,
         stdin=subprocess.PIPE,

@@ -16,7 +16,8 @@ from benchmarks.package_index import lock_of, serve, wheel
 
 from modelyard.engines.contract import Installed, Requirements
 from modelyard.node.diagnosis import Diagnosis, examine, repair
-from modelyard.node.environments import MARKER, InstallProgress, ensure, list_environments
+from modelyard.node.environments import ensure, list_environments
+from modelyard.node.making import MARKER, InstallProgress
 from modelyard.settings import PackageIndex
 from modelyard.state import StateDirectory
 

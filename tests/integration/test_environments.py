@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
-import zipfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -24,8 +22,9 @@ from modelyard import packages
 from modelyard.engines.contract import Installed, Requirements
 from modelyard.errors import EnvironmentFailed
 from modelyard.node import installing
-from modelyard.node.environments import MARKER, InstallProgress, ensure, list_environments, remove
+from modelyard.node.environments import ensure, list_environments, remove
 from modelyard.node.installing import Uv, explain
+from modelyard.node.making import MARKER, InstallProgress
 from modelyard.packages import uv_command
 from modelyard.settings import PackageIndex
 from modelyard.state import StateDirectory
@@ -66,9 +65,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def make(
-    state: StateDirectory, index: PackageIndex, environ: dict[str, str], wheels: Path
-) -> Callable[..., Installed]:
+def make(state: StateDirectory, index: PackageIndex, environ: dict[str, str], wheels: Path) -> Callable[..., Installed]:
     def made(requirements: Requirements = TINY, stages: list[InstallProgress] | None = None) -> Installed:
         told: list[InstallProgress] = [] if stages is None else stages
         needed = requirements if requirements.lock else locked(requirements, wheels)
@@ -202,8 +199,8 @@ def version_of(installed: Installed) -> str:
     return subprocess.run([installed.python, "-I", "-c", program], check=True, capture_output=True, text=True).stdout
 
 
-def test_the_local_build_is_taken_where_the_index_has_it_and_the_plain_one_elsewhere(
-    make: Callable[..., Installed], wheels: Path, state: StateDirectory
+def test_the_local_build_is_taken_where_the_index_has_it(
+    make: Callable[..., Installed], wheels: Path, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wheel(wheels, "tinyengine", "1.0+cpu")
     needed = locked(TINY, wheels, local_builds=("tinyengine",))
@@ -212,7 +209,11 @@ def test_the_local_build_is_taken_where_the_index_has_it_and_the_plain_one_elsew
     assert version_of(installed) == "1.0+cpu\n"
     remove(installed, state)
     (wheels / "tinyengine-1.0+cpu-py3-none-any.whl").unlink()
-    assert version_of(make(needed)) == "1.0\n"
+    with pytest.raises(EnvironmentFailed, match=r"only the build for GPUs of tinyengine==1\.0") as caught:
+        make(needed)
+    assert "tinyengine==1.0+cpu" in caught.value.hint and folders(state) == []
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert version_of(make(needed)) == "1.0\n", "where the plain build is for CPUs"
 
 
 def test_a_local_build_for_gpus_is_refused_before_it_is_fetched(

@@ -21,8 +21,9 @@ from benchmarks.package_index import Counted, serve, wheel
 
 from modelyard import packages
 from modelyard.engines.contract import Installed
-from modelyard.node.environments import MARKER, InstallProgress, ensure, remove, sweep
+from modelyard.node.environments import ensure, remove, sweep
 from modelyard.node.installed_files import size_bytes
+from modelyard.node.making import MARKER, InstallProgress
 from modelyard.packages import uv_command
 from modelyard.settings import PackageIndex
 

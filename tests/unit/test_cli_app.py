@@ -15,8 +15,8 @@ from modelyard.cli import app as cli
 from modelyard.cli import output
 from modelyard.cli.options import Json
 
-# A server that prints nothing but where it listens; and a schema, which is JSON already.
-WITHOUT_JSON = {"gateway", "schema"}
+# A server that prints nothing but where it listens; a script for shells; and a schema, which is JSON already.
+WITHOUT_JSON = {"completion", "gateway", "schema"}
 
 
 def verbs(app: typer.Typer, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -42,8 +42,22 @@ def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
 
 def test_the_verbs_are_those_that_the_documentation_names() -> None:
     assert set(VERBS) >= {
-        *("up", "down", "status", "logs", "chat", "plan", "verify", "restart", "gateway", "schema", "version"),
-        *("models list", "models show", "engines list", "engines install", "engines remove"),
+        *(
+            "up",
+            "down",
+            "status",
+            "logs",
+            "chat",
+            "plan",
+            "verify",
+            "restart",
+            "gateway",
+            "schema",
+            "completion",
+            "version",
+        ),
+        *("models list", "models show", "engines list", "engines install", "engines remove", "engines import"),
+        *("service show", "service install"),
         *("keys create", "keys list", "keys revoke"),
     }
 

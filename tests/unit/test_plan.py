@@ -111,7 +111,7 @@ def test_the_memory_that_was_measured_lies_in_the_predicted_interval(
 def test_every_setting_has_a_reason_and_so_has_every_rejected_engine() -> None:
     made = planned(wanted(settings={"threads": 1, "ENABLE_CPU_PINNING": "NO"}))
     assert [one.name for one in made.replicas[0].settings if not one.reason] == []
-    assert [one.what for one in made.rejected] == ["engine fake"]
+    assert [one.what for one in made.rejected] == ["engine vllm", "engine fake"]
     assert "gguf" in made.rejected[0].reason
 
 
@@ -130,6 +130,8 @@ def test_the_operators_settings_win_and_stand_in_the_plan() -> None:
         ({"threads": 0}, "threads is 0", "at least 1"),
         ({"max_batched_tokens": 31}, "max_batched_tokens is 31", "at least 32"),
         ({"kv_cache_bytes": 1}, "kv_cache_bytes is not set under settings", "limits.kv_cache"),
+        ({"speculative_tokens": 3}, "speculative_tokens and prefix_cache exclude each other", "prefix_cache: false"),
+        ({"draft_model": "x.gguf"}, "draft_model is not set under settings", "speculative_tokens alone"),
         ({"KV_CACHE_PRECISION": "u7"}, "KV_CACHE_PRECISION is 'u7'", "u8"),
     ],
 )
@@ -205,7 +207,7 @@ def test_timeouts_come_from_the_deployment_and_startup_from_the_load() -> None:
 
 
 def test_an_unknown_architecture_is_refused_by_every_engine_with_its_reason() -> None:
-    with pytest.raises(CannotPlan, match=r"openvino: serves llama, qwen2, qwen3, not gemma.*; fake: "):
+    with pytest.raises(CannotPlan, match=r"openvino: serves llama, qwen2, qwen3, not gemma; .*not gemma\); fake: "):
         planned(wanted(), card=msgspec.structs.replace(SMOLLM2, architecture="gemma"))
 
 

@@ -60,7 +60,8 @@ def _wait(state: StateDirectory) -> None:
 def _purge(state: StateDirectory) -> None:
     """Only what is ours by name: the state directory may be a folder that holds other things too."""
     for folder in (
-        state.store, state.environments, state.package_cache.parent, state.deployments, state.evidence, state.journal,
+        state.store, state.wheels, state.environments, state.package_cache.parent, state.deployments, state.evidence,
+        state.journal,
         state.logs, state.launches, state.sockets,
     ):  # fmt: skip
         shutil.rmtree(folder, ignore_errors=True)

@@ -14,6 +14,8 @@ from rich.table import Table
 
 from modelyard import settings as settings_module
 from modelyard.cli.admin import listening, state_directory
+from modelyard.cli.conformance import conformance, proved_here
+from modelyard.cli.engines_import import import_command
 from modelyard.cli.options import Json
 from modelyard.cli.output import OUT, print_json, say
 from modelyard.cli.seven_steps import SevenSteps
@@ -26,11 +28,14 @@ from modelyard.engines.registry import engine, engines
 from modelyard.errors import EnvironmentFailed, StateLocked
 from modelyard.hardware.machine import probe
 from modelyard.node.diagnosis import Diagnosis, examine, repair
-from modelyard.node.environments import InstallProgress, OnProgress, ensure, folder_of, list_environments, sweep
+from modelyard.node.environments import ensure, folder_of, list_environments, sweep
 from modelyard.node.environments import remove as remove_environment
+from modelyard.node.making import InstallProgress, OnProgress
 from modelyard.state import StateDirectory
 
 app = typer.Typer(help="Which engines there are, what they can do, and their environments.", no_args_is_help=True)
+app.command()(conformance)
+app.command("import")(import_command)
 
 # Minutes on most lines, and enough of a disk that somebody may want to say no.
 _LARGE_BYTES = 1_000_000_000
@@ -42,15 +47,17 @@ BuildOption = Annotated[str, typer.Option("--build", help="cpu, cuda or rocm; le
 @app.command("list")
 def list_engines(json: Json = False) -> None:
     """Every engine in every build: what it takes, whether it is on this machine, and what is proved with it here."""
-    found = look(engines(), state_directory())
+    state = state_directory()
+    found = look(engines(), state)
     if json:
         print_json(found)
         return
-    columns = ("engine", "build", "version", "installed", "download", "takes", "proved here", "serves")
-    table = Table(*columns, box=None, pad_edge=False)
+    columns = ("engine", "build", "version", "installed", "download", "takes", "proved here", "conformance", "serves")
+    table, machine = Table(*columns, box=None, pad_edge=False), probe()
     for one in found:
         for build in one.builds:
-            table.add_row(*cells(one, build))
+            *first, formats = cells(one, build)
+            table.add_row(*first, proved_here(state, build.installed, machine), formats)
     OUT.print(table)
 
 
@@ -158,10 +165,10 @@ def _installed(requirements: Requirements, name: str, state: StateDirectory) -> 
 def _agree(requirements: Requirements, *, yes: bool) -> None:
     """Asks where it is large and somebody is there to answer. Raises Exit where the answer is no."""
     large = requirements.download_bytes >= _LARGE_BYTES
-    if large and not yes and sys.stdin.isatty() and OUT.is_terminal and not OUT.quiet:
-        if not typer.confirm("Install it?", default=True):
-            say("nothing was changed")
-            raise typer.Exit(0)
+    asked = large and not yes and sys.stdin.isatty() and OUT.is_terminal and not OUT.quiet
+    if asked and not typer.confirm("Install it?", default=True):
+        say("nothing was changed")
+        raise typer.Exit(0)
 
 
 def _refuse_if_used(one: Installed, state: StateDirectory) -> None:

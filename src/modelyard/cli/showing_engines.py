@@ -50,9 +50,7 @@ def look(engines: Iterable[Engine], state: StateDirectory) -> tuple[EngineHere, 
         own = [one for one in environments if one.engine == engine.name]
         shown = tuple(_build(engine, requirements, own, proved, state) for requirements in builds(engine))
         installed = next((one.installed for one in shown if one.installed is not None), None)
-        found.append(
-            EngineHere(name=engine.name, capabilities=engine.capabilities, installed=installed, builds=shown)
-        )
+        found.append(EngineHere(name=engine.name, capabilities=engine.capabilities, installed=installed, builds=shown))
     return tuple(found)
 
 

@@ -12,18 +12,24 @@ import msgspec
 import typer
 
 from modelyard import settings as settings_module
-from modelyard.cli import following
+from modelyard.cli import following, telling_systemd
 from modelyard.cli.admin import Admin, listening, running, state_directory
+from modelyard.cli.choosing import PACKAGED, Choice, Outlook, choose, outlook, took_file
 from modelyard.cli.keys import MadeKey
-from modelyard.cli.options import Json
-from modelyard.cli.output import OUT, say
+from modelyard.cli.options import WHAT, Json
+from modelyard.cli.output import OUT, say, tilde
 from modelyard.cli.prepare import prepare
 from modelyard.cli.seven_steps import SevenSteps
 from modelyard.cli.starting import StartedYard, start_yard
+from modelyard.clock import SYSTEM
 from modelyard.control import wanted as desired
 from modelyard.control.key_log import ListedKey
 from modelyard.control.views import Reloaded
+from modelyard.engines.registry import engine as engine_called
+from modelyard.engines.registry import engines
 from modelyard.errors import EngineFailed, ModelyardError, UsageError
+from modelyard.models.store import Store
+from modelyard.node.environments import list_environments
 from modelyard.records.base import Record
 from modelyard.records.listening import Listening
 from modelyard.spec.deployment import Deployment, DeploymentFile, Gateway, Tls, default_deployment, load_file
@@ -41,9 +47,7 @@ class Serving(Record, tag_field="event", tag="serving", kw_only=True):
 
 
 def up(
-    what: Annotated[
-        str, typer.Argument(help="A deployment file (.yaml), a name of the catalogue, or a path.")
-    ] = "smollm2",
+    what: Annotated[str | None, WHAT] = None,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return once it serves; `modelyard down` ends it.")
     ] = False,
@@ -60,14 +64,18 @@ def up(
 ) -> None:
     """Serve a model: prepare, plan, start, prove, go live, and keep it there.
 
-    Without arguments it serves the packaged model. With a yard running already, the deployments are added to it.
-    Ctrl-C stops what this command started: running requests finish, unless it is pressed again.
+    Without arguments it serves ./modelyard.yaml, or else the packaged model. With a yard running already, the
+    deployments are added to it. Ctrl-C stops what this command started: running requests finish, unless it is pressed
+    again.
     """
     asked = _asked_gateway(host, port, tls_cert, tls_key)
-    file = _wanted_file(what, name, engine, asked)
+    choice = choose(what, Path())
+    file = _wanted_file(choice, name, engine, asked)
     state, settings = state_directory(), settings_module.load()
     with _terminated_like_interrupted(), contextlib.ExitStack() as cleaning:
         found = listening(state)
+        if not json:
+            _explain(choice, file, state, settings, found, detached=detach)
         if found is not None and asked:
             raise UsageError(f"{found.url} serves already: where it listens cannot be changed", hint="modelyard down")
         started = _start(state, file, insecure=insecure_listen) if found is None else None
@@ -79,6 +87,9 @@ def up(
             _bring_up(deployment, state, settings, admin, where, json)
         names = [deployment.name for deployment in file.deployments]
         _tell_how_to_call(admin, where, names, detached=detach, as_json=json)
+        telling_systemd.tell(
+            settings.environ, telling_systemd.READY, f"STATUS=serving {', '.join(names)} at {where.url}"
+        )
         if started is not None and not detach:
             _stay(admin, names, started, json)
             return
@@ -87,12 +98,12 @@ def up(
             started.let_go()
 
 
-def _wanted_file(what: str, name: str | None, engine: str | None, asked: dict[str, Any]) -> DeploymentFile:
-    if what.endswith((".yaml", ".yml")):
-        file = load_file(Path(what))
+def _wanted_file(choice: Choice, name: str | None, engine: str | None, asked: dict[str, Any]) -> DeploymentFile:
+    if choice.is_file:
+        file = load_file(Path(choice.what))
         file = msgspec.structs.replace(file, gateway=msgspec.structs.replace(file.gateway, **asked))
     else:
-        file = DeploymentFile(deployments=(default_deployment(what),), gateway=Gateway(**asked))
+        file = DeploymentFile(deployments=(default_deployment(choice.what),), gateway=Gateway(**asked))
     if name is None and engine is None:
         return file
     first, *others = file.deployments
@@ -100,6 +111,39 @@ def _wanted_file(what: str, name: str | None, engine: str | None, asked: dict[st
         raise UsageError("--name and --engine are for one deployment", hint="write them into the file")
     changed = msgspec.structs.replace(first, name=_checked_name(name or first.name), engine=engine or first.engine)
     return msgspec.structs.replace(file, deployments=(changed,))
+
+
+def _explain(
+    choice: Choice,
+    file: DeploymentFile,
+    state: StateDirectory,
+    settings: settings_module.Settings,
+    found: Listening | None,
+    *,
+    detached: bool,
+) -> None:
+    """Who named nothing is told what that means, before it happens; where nobody reads, only what was not expected."""
+    if choice.named:
+        return
+    if choice.is_file:
+        say(took_file(choice, len(file.deployments), settings.command))
+    elif found is None and OUT.is_terminal:
+        [deployment] = file.deployments
+        chosen = engine_called(deployment.engine) if deployment.engine != "auto" else engines()[0]
+        here = {one.name for one in Store(state, SYSTEM).stored()} | {one.engine for one in list_environments(state)}
+        scheme = "http" if file.gateway.tls is None else "https"
+        ours = ", for this machine only" if file.gateway.host == "127.0.0.1" else ""
+        look = Outlook(
+            command=settings.command,
+            state=tilde(str(state.root)),
+            address=f"{scheme}://{file.gateway.host}:{file.gateway.port}/v1{ours}",
+            engine=chosen.name,
+            requirements=chosen.requirements,
+            entry=PACKAGED,
+            here=here,
+            detached=detached,
+        )
+        say("\n".join(outlook(look, choice.nearby)) + "\n")
 
 
 def _checked_name(name: str) -> str:
@@ -139,7 +183,8 @@ def _bring_up(
     `modelyard restart` tries again. One that is interrupted before it ever served is withdrawn."""
     steps = SevenSteps(deployment.name, OUT, as_json)
     if not as_json:
-        say(deployment.name if deployment.name == deployment.model else f"{deployment.name}: {deployment.model}")
+        from_ = "" if deployment.name == deployment.model else f": {tilde(deployment.model)}"
+        say(f"{deployment.name}{from_}")
     wanted = prepare(deployment, state, settings, steps)
     before = desired.load(state, deployment.name)
     desired.save(state, wanted if before is None else _same_age(wanted, before))
@@ -203,6 +248,7 @@ def _terminated_like_interrupted() -> Generator[None]:
 
 
 def _stop(started: StartedYard, *, quietly: bool) -> None:
+    telling_systemd.tell(settings_module.load().environ, telling_systemd.STOPPING)
     if started.process.poll() is None and not quietly:
         say("stopping: requests finish, then the engines end (Ctrl-C again: at once)")
     started.stop()

@@ -115,7 +115,7 @@ def _files(made: Complete, here: Sequence[Package], on_progress: OnProgress) -> 
 def _is_as_made(package: Package, made: Complete) -> bool:
     """Whether a package's list of files is the one that was installed: it vouches for all the others."""
     try:
-        return made.records.get(package.pin) in (None, hashlib.sha256(package.record.read_bytes()).hexdigest())
+        return (made.records or {}).get(package.pin) in (None, hashlib.sha256(package.record.read_bytes()).hexdigest())
     except OSError:
         return True  # told already: a package without its list
 

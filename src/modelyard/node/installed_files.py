@@ -1,4 +1,4 @@
-"""What a venv's packages say of their own files (RECORD, as the packaging standards have it), and whether it is true."""
+"""What a venv's packages say of their own files (RECORD, as packaging standards have it), and whether it is true."""
 
 from __future__ import annotations
 

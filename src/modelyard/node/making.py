@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from modelyard.engines.contract import Installed, Requirements
-from modelyard.engines.locks import gpu_packages, parse, pinned, public, render
+from modelyard.engines.locks import LockedPackage, gpu_packages, parse, pinned, public, render
 from modelyard.errors import EnvironmentFailed
 from modelyard.hardware.machine import disk_free_bytes
 from modelyard.node.installed_files import Damage, damages, packages, records
@@ -54,13 +55,14 @@ OnProgress = Callable[[InstallProgress], None]
 
 
 class Complete(Record, tag_field="schema", tag="environment/v1"):
-    """The marker. `freeze` is what is installed; `records` has the hash of each package's own list of files."""
+    """The marker. `freeze` is what is installed; `records` has the hash of each package's own list of files (None in
+    environments of earlier versions)."""
 
     installed: Installed
     packages: tuple[str, ...]
     freeze: tuple[str, ...]
     made_at: float
-    records: dict[str, str] = {}
+    records: dict[str, str] | None = None
 
 
 def make(requirements: Requirements, engine_name: str, root: Path, uv: Uv, on_progress: OnProgress) -> Installed:
@@ -124,12 +126,27 @@ def _for_this_index(requirements: Requirements, engine_name: str, uv: Uv, python
     pins = [f"{one.name}=={one.version}" for one in locked if one.name in requirements.local_builds]
     exact_pins = uv.offered(python, pins)
     _check_build(requirements, engine_name, exact_pins)
+    _check_suffixes(requirements, exact_pins)
     offered = dict(pinned(pin).split("==") for pin in exact_pins)
-    exact = [
-        msgspec.structs.replace(one, version=offered[one.name]) if public(offered.get(one.name, "")) == one.version else one
-        for one in locked
-    ]
+    exact = [_at(one, offered.get(one.name, "")) for one in locked]
     return render(exact, head=f"{engine_name} ({requirements.build}), as the index had it")
+
+
+def _check_suffixes(requirements: Requirements, pins: Iterable[str]) -> None:
+    """On Linux the plain build of such a package is the one for GPUs: torch 2.14.1 takes 1.1 GB and then misses
+    libcudnn.so.9. Better to say so before half a gigabyte is fetched."""
+    plain = [pin for pin in pins if "+" not in pin]
+    if requirements.build == "cpu" and sys.platform == "linux" and plain:
+        raise EnvironmentFailed(
+            f"the index has only the build for GPUs of {', '.join(plain)}",
+            hint=f"name an index or a folder of wheels with {plain[0]}+cpu"
+            " (MODELYARD_EXTRA_INDEX_URL, MODELYARD_FIND_LINKS)",
+        )
+
+
+def _at(package: LockedPackage, version: str) -> LockedPackage:
+    """The package at `version`, if that is a build of the locked one."""
+    return msgspec.structs.replace(package, version=version) if public(version) == package.version else package
 
 
 def _check_build(requirements: Requirements, engine_name: str, pins: Iterable[str]) -> None:

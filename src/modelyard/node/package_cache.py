@@ -1,8 +1,8 @@
 """uv's cache for environments: what was fetched once is not fetched again, and what an interruption left is removed.
 
-It lies in the state directory, on the disk of the environments, which link its files: a second copy costs nothing there,
-and a whole installation needs no room anywhere else. A user who names UV_CACHE_DIR wants his own cache used, which
-is then uv's and his affair."""
+It lies in the state directory, on the disk of the environments, which link its files: a second copy costs nothing
+there, and a whole installation needs no room anywhere else. A user who names UV_CACHE_DIR wants his own cache used,
+which is then uv's and his affair."""
 
 from __future__ import annotations
 
