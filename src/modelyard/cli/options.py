@@ -6,5 +6,7 @@ from typing import Annotated
 
 import typer
 
-What = Annotated[str, typer.Argument(help="A deployment file (.yaml), a name of the catalogue, or a path.")]
+What = Annotated[
+    str, typer.Argument(help="A deployment file (.yaml), a name of the catalogue, a path, or hf://org/name.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -21,7 +21,7 @@ from modelyard.spec.sizes import show
 
 def plan(
     what: Annotated[
-        str, typer.Argument(help="A deployment file (.yaml), a name of the catalogue, or a path.")
+        str, typer.Argument(help="A deployment file (.yaml), a name of the catalogue, a path, or hf://org/name.")
     ] = "smollm2",
     json: Json = False,
 ) -> None:

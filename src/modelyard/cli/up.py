@@ -42,7 +42,7 @@ class Serving(Record, tag_field="event", tag="serving", kw_only=True):
 
 def up(
     what: Annotated[
-        str, typer.Argument(help="A deployment file (.yaml), a name of the catalogue, or a path.")
+        str, typer.Argument(help="A deployment file (.yaml), a name of the catalogue, a path, or hf://org/name.")
     ] = "smollm2",
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return once it serves; `modelyard down` ends it.")
