@@ -26,6 +26,7 @@ from modelyard.hardware.accelerator import Accelerator
 from modelyard.hardware.machine import probe
 from modelyard.hardware.rates import EngineRates, Rates, Spread, save_rates
 from modelyard.records.finding import Finding
+from modelyard.records.plan import Rejected
 from modelyard.settings import Settings
 from modelyard.spec.wanted import Gateway
 from modelyard.state import StateDirectory, open_state
@@ -341,6 +342,21 @@ def test_a_measurement_that_fails_leaves_what_was_known_and_its_reason(
     report = doctor.examine(quiet_settings(), measure_now=True, quiet=True)
     assert report.rates is None
     assert any(one.what == "too little memory to measure in" for one in report.findings)
+
+
+def test_accelerators_that_no_engine_would_use_are_told_with_the_reasons() -> None:
+    gpu = Accelerator(vendor="nvidia", index=0, name="H100")
+    machine = probe(accelerators=(gpu, gpu))
+    plain = view(engine("fake"), machine, "3.11.7", (), 1 << 40, None)
+    finding = only(doctor._idle_accelerators(machine, (plain,)))
+    assert (finding.severity, finding.what) == ("note", "no engine would use H100")
+    old = Rejected(what="build cuda", reason="needs CUDA 12.8: update the driver")
+    refusing = msgspec.structs.replace(plain, rejected=(old,))
+    finding = only(doctor._idle_accelerators(machine, (refusing,)))
+    assert finding.severity == "warning" and "fake's build cuda: needs CUDA 12.8" in finding.why
+    using = msgspec.structs.replace(plain, build="cuda")
+    assert doctor._idle_accelerators(machine, (refusing, using)) == ()
+    assert doctor._idle_accelerators(probe(accelerators=()), (plain,)) == ()
 
 
 def shown(report: doctor.Report) -> str:

@@ -170,7 +170,7 @@ class Gauging:
     def __init__(self, program: str) -> None:
         self.program = program
 
-    def gauge(self, install: Installed, threads: int, memory_bytes: int) -> tuple[str, ...]:
+    def gauge(self, install: Installed, threads: int, buffer_bytes: int) -> tuple[str, ...]:
         return (install.python, "-c", self.program)
 
 

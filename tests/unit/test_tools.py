@@ -49,6 +49,12 @@ def test_a_flood_is_cut_and_what_is_no_text_is_replaced(tmp_path: Path) -> None:
     assert said.text.startswith("�x") and len(said.text) <= 4 << 20
 
 
+def test_a_tool_that_writes_without_end_is_ended_before_the_disk_is_full() -> None:
+    endless = "import os\nwhile True: os.write(1, bytes(1 << 20))"
+    said = run_tool([sys.executable, "-c", endless])
+    assert said is not None and said.failed is not None and len(said.text) <= 4 << 20
+
+
 def test_a_file_that_cannot_run_is_said(tmp_path: Path) -> None:
     path = tmp_path / "tool"
     path.write_bytes(b"\x7fELF garbage")

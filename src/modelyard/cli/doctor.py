@@ -24,6 +24,7 @@ from modelyard.cli.output import OUT, print_json
 from modelyard.engines.contract import Installed
 from modelyard.engines.registry import engines
 from modelyard.errors import ModelyardError
+from modelyard.hardware.builds import VENDOR_OF
 from modelyard.hardware.details import Details, look
 from modelyard.hardware.health import Process, judge
 from modelyard.hardware.machine import Machine, probe
@@ -103,6 +104,7 @@ def examine(settings: Settings, *, measure_now: bool, quiet: bool) -> Report:
     views = tuple(
         view(one, machine, platform.python_version(), installed, details.disk.free_bytes, card) for one in engines()
     )
+    findings += _idle_accelerators(machine, views)
     findings.sort(key=lambda one: _ORDER.index(one.severity))
     return Report(
         version=__version__,
@@ -174,6 +176,29 @@ def _judge_rates(rates: Rates | None) -> tuple[Finding, ...]:
             what="; ".join(doubts),
             why="the measured speed may not be the machine's own",
             remedy="when nothing else runs: modelyard doctor --measure",
+        ),
+    )
+
+
+def _idle_accelerators(machine: Machine, views: tuple[EngineView, ...]) -> tuple[Finding, ...]:
+    """Those that no engine would use, each once with the reasons that the engines gave."""
+    used = {VENDOR_OF[one.build] for one in views if one.build in VENDOR_OF}
+    idle = dict.fromkeys(one.name for one in machine.accelerators if one.vendor not in used)
+    if not idle:
+        return ()
+    reasons = dict.fromkeys(
+        f"{one.name}'s {other.what}: {other.reason}"
+        for one in views
+        for other in one.rejected
+        if "is here" not in other.reason
+    )
+    return (
+        Finding(
+            severity="warning" if reasons else "note",
+            check="accelerators",
+            what=f"no engine would use {', '.join(idle)}",
+            why="; ".join(reasons) or "none of the engines of this version has a build for it",
+            remedy="follow what the reasons name; until then engines run on the processor" if reasons else "",
         ),
     )
 

@@ -45,9 +45,10 @@ def prepare(deployment: Deployment, state: StateDirectory, settings: Settings, s
     """Steps 1 to 4. Raises what stands in the way, in its own words."""
     with steps.step("environment") as step:
         machine = probe()
-        chosen = engine(deployment.engine) if deployment.engine != "auto" else engines()[0]
-        installed = _install(chosen, machine, state, settings, step)
-        step.result = f"{machine.cores} cores, {show(machine.memory_bytes)} · {chosen.name} {installed.version}"
+        early = _known_before_the_model(deployment)
+        installed = _install(early, machine, state, settings, step) if early is not None else None
+        engine_text = f"{installed.engine} {installed.version}" if installed is not None else "the model decides"
+        step.result = f"{machine.cores} cores, {show(machine.memory_bytes)} · {engine_text}"
     with steps.step("model") as step:
         artifact, card = _model(deployment, state, settings, step)
         how = ""
@@ -59,7 +60,7 @@ def prepare(deployment: Deployment, state: StateDirectory, settings: Settings, s
         steps.note(note)
     with steps.step("framework") as step:
         planned = plan(deployment, artifact, card, machine, engines(), claimed_bytes=_claimed(deployment, state))
-        if planned.replicas[0].engine != installed.engine:
+        if installed is None or planned.replicas[0].engine != installed.engine:
             installed = _install(engine(planned.replicas[0].engine), machine, state, settings, step)
         step.result = _why_it_fits(planned)
     with steps.step("configuration") as step:
@@ -85,6 +86,16 @@ def look(deployment: Deployment, state: StateDirectory, settings: Settings, step
         planned = plan(deployment, artifact, card, machine, engines(), claimed_bytes=_claimed(deployment, state))
         step.result = _why_it_fits(planned)
     return Prepared(machine, artifact, card, planned)
+
+
+def _known_before_the_model(deployment: Deployment) -> Engine | None:
+    """The engine that was named, or the preferred one of those that take what the model's name promises; None where
+    that would be a guess: an environment may take gigabytes."""
+    if deployment.engine != "auto":
+        return engine(deployment.engine)
+    if deployment.model not in ENTRIES and not deployment.model.lower().endswith(".gguf"):
+        return None
+    return next((one for one in engines() if "gguf" in one.capabilities.formats), None)
 
 
 def _claimed(deployment: Deployment, state: StateDirectory) -> int:
@@ -122,7 +133,7 @@ def _converted(
 ) -> tuple[Artifact, Card | None]:
     """The artifact that the engine serves. It is planned before it is made: what does not fit is not made."""
     plan(deployment, need.artifact, need.card, machine, (need.engine,))
-    installed = _install(need.engine, state, settings, step)
+    installed = _install(need.engine, machine, state, settings, step)
 
     def heard(what: str, done: int, total: int | None) -> None:
         step.advance(f"{what} {show(done)}", done / total if total else None)

@@ -24,9 +24,10 @@ class Demanding(Protocol):
 class Gauged(Protocol):
     """An engine whose kernels can be measured without a model."""
 
-    def gauge(self, install: Installed, threads: int, memory_bytes: int) -> tuple[str, ...]:
-        """The command that measures with `threads` threads in at most `memory_bytes`. It ends within a minute; the last
-        line of its standard output is the JSON of hardware.rates.Rounds, the lines before say what it is doing."""
+    def gauge(self, install: Installed, threads: int, buffer_bytes: int) -> tuple[str, ...]:
+        """The command that measures with `threads` threads and weights of `buffer_bytes`, which lie beyond the caches
+        and fit into a quarter of the free memory. The last line of its standard output is the JSON of
+        hardware.rates.Rounds, the lines before say what it is doing."""
         ...
 
 

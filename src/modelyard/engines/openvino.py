@@ -156,8 +156,8 @@ class OpenVino:
     def explain_failure(self, exit: ExitReport) -> Failure:
         return explain(exit)
 
-    def gauge(self, install: Installed, threads: int, memory_bytes: int) -> tuple[str, ...]:
-        sizes = ("--threads", str(threads), "--memory-bytes", str(memory_bytes))
+    def gauge(self, install: Installed, threads: int, buffer_bytes: int) -> tuple[str, ...]:
+        sizes = ("--threads", str(threads), "--buffer-bytes", str(buffer_bytes))
         return (install.python, "-I", str(RATES_PROGRAM), *sizes)
 
     def unfit(self, card: Card) -> str | None:

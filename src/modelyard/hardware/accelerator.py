@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -58,14 +57,6 @@ def unreadable(source: str, why: str) -> Finding:
         why="what it would tell is unknown, so no engine is planned on that accelerator",
         remedy=f"run it by hand to see what it says; a driver that was updated needs a reboot: {source}",
     )
-
-
-def text_of(path: Path) -> str:
-    """A small file of /proc or /sys; empty where it is not there or not ours to read."""
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
 
 
 def version_of(text: str) -> tuple[int, ...]:

@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import msgspec
 
-from modelyard.hardware.accelerator import Accelerator, Found, text_of, unreadable
+from modelyard.hardware.accelerator import Accelerator, Found, unreadable
+from modelyard.hardware.kernel_files import text_of
 from modelyard.hardware.tools import Run
 from modelyard.records.finding import Finding
 

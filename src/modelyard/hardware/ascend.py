@@ -7,7 +7,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from modelyard.hardware.accelerator import Accelerator, Found, text_of, unreadable
+from modelyard.hardware.accelerator import Accelerator, Found, unreadable
+from modelyard.hardware.kernel_files import text_of
 from modelyard.hardware.tools import Run
 
 # `| 0     910B3      | OK     | 86.8    35    0    / 0   |`: NPU, chip name, health.

@@ -8,8 +8,8 @@ import os
 import re
 from pathlib import Path
 
-from modelyard.hardware.accelerator import text_of
 from modelyard.hardware.cgroup import allowance
+from modelyard.hardware.kernel_files import text_of
 from modelyard.hardware.machine import disk_free_bytes
 from modelyard.records.base import Record
 

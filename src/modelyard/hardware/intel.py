@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from modelyard.hardware.accelerator import Accelerator, Found, text_of
+from modelyard.hardware.accelerator import Accelerator, Found
+from modelyard.hardware.kernel_files import text_of
 from modelyard.hardware.tools import Run
 
 _VENDOR = "0x8086"

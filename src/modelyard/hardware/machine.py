@@ -11,6 +11,7 @@ import msgspec
 
 from modelyard.hardware.accelerator import Accelerator
 from modelyard.hardware.cgroup import allowance
+from modelyard.hardware.kernel_files import text_of
 from modelyard.hardware.survey import survey
 from modelyard.records.base import Record
 from modelyard.records.fingerprint import sha256_of
@@ -57,8 +58,8 @@ def probe(root: Path = Path("/"), accelerators: tuple[Accelerator, ...] | None =
     """This machine. `root` is where proc and sys are found (tests lay recorded trees elsewhere); `accelerators` spares
     a second look at those that are known already."""
     allowed = allowance(root)
-    cpu_text = _text(root / "proc/cpuinfo")
-    installed, available = memory(_text(root / "proc/meminfo")) or _memory_without_proc()
+    cpu_text = text_of(root / "proc/cpuinfo")
+    installed, available = memory(text_of(root / "proc/meminfo")) or _memory_without_proc()
     limit = min(installed, allowed.memory_bytes or installed)
     return Machine(
         cores=usable_cores(_affinity(), allowed.cores),
@@ -127,10 +128,3 @@ def _affinity() -> int:
 def _memory_without_proc() -> tuple[int, int]:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return total, total
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

@@ -7,7 +7,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelyard.hardware.accelerator import text_of
+from modelyard.hardware.kernel_files import text_of
 
 
 @dataclass(frozen=True, slots=True)

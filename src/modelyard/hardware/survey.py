@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from modelyard.hardware import amd, apple, ascend, intel, nvidia
-from modelyard.hardware.accelerator import Accelerator, Found, text_of
+from modelyard.hardware.accelerator import Accelerator, Found
+from modelyard.hardware.kernel_files import text_of
 from modelyard.hardware.tools import Run, run_tool
 from modelyard.records.finding import Finding
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +16,8 @@ from dataclasses import dataclass
 TIMEOUT_S = 3.0
 # `-q -x` of sixteen GPUs is well under half of this.
 _MOST_BYTES = 4 << 20
+# One that writes without end must not fill the disk in its seconds.
+_ENDS_IT_BYTES = 64 << 20
 _FOLDERS = (
     *("/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin", "/run/current-system/sw/bin"),
     *("/opt/rocm/bin", "/usr/lib/wsl/lib"),
@@ -50,6 +55,9 @@ def run_tool(argv: Sequence[str]) -> Said | None:
             )
         except OSError as error:
             return Said(failed=f"{argv[0]} cannot be started: {error.strerror}")
+        if sys.platform == "linux":
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (_ENDS_IT_BYTES, _ENDS_IT_BYTES))
         try:
             code = child.wait(TIMEOUT_S)
         except subprocess.TimeoutExpired:

@@ -20,7 +20,8 @@ from modelyard.state import StateDirectory, locked
 
 # Told: what is being measured now.
 OnStage = Callable[[str], None]
-_GAUGE_TIMEOUT_S = 120.0
+# Half a minute on idle cores; busy ones take several times as long.
+_GAUGE_TIMEOUT_S = 300.0
 _LEAST_BUFFER_BYTES = 32 << 20
 
 
@@ -56,7 +57,7 @@ def _measured(
     on_stage("memory")
     before = times(frozenset(cpus))
     memory = bandwidth.measure(cpus, size)
-    kernels = tuple(_gauged(state, machine, engines, on_stage))
+    kernels = tuple(_gauged(state, machine, engines, size, on_stage))
     stolen, others = shares(before, times(frozenset(cpus)))
     rates = Rates(
         machine=machine.fingerprint(),
@@ -74,14 +75,14 @@ def _measured(
 
 
 def _gauged(
-    state: StateDirectory, machine: Machine, engines: Iterable[Engine], on_stage: OnStage
+    state: StateDirectory, machine: Machine, engines: Iterable[Engine], buffer_bytes: int, on_stage: OnStage
 ) -> Iterable[EngineRates]:
     installed = {one.engine: one for one in list_environments(state)}
     for engine in engines:
         here = installed.get(engine.name)
         if here is not None and isinstance(engine, Gauged):
             on_stage(f"{engine.name}'s kernels")
-            yield _run(engine.gauge(here, machine.cores, machine.available_bytes), here)
+            yield _run(engine.gauge(here, machine.cores, buffer_bytes), here)
 
 
 def _run(command: tuple[str, ...], installed: Installed) -> EngineRates:
