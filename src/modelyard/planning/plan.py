@@ -15,6 +15,7 @@ from modelyard.spec.deployment import Deployment
 
 # Startup may take this many times the longest expected load before it counts as failed, and this much at least.
 _STARTUP_SLACK, _STARTUP_LEAST_S = 4.0, 120.0
+_A_HANDFUL = 8
 # For engines that bring no numbers of their own.
 _PLAIN_CONTEXT_TOKENS, _PLAIN_SEQUENCES = 4096, 8
 
@@ -62,8 +63,13 @@ def _unfit(engine: Engine, deployment: Deployment, artifact: Artifact, card: Car
     if artifact.format not in can.formats:
         return f"serves {', '.join(sorted(can.formats))}, not {artifact.format}"
     if card is not None and card.architecture not in can.architectures:
-        return f"serves {', '.join(sorted(can.architectures))}, not {card.architecture}"
+        return f"serves {_few(can.architectures)}, not {card.architecture}"
     return engine.unfit(card) if isinstance(engine, Sized) and card is not None else None
+
+
+def _few(names: frozenset[str]) -> str:
+    """All of a handful, the number of more."""
+    return ", ".join(sorted(names)) if len(names) <= _A_HANDFUL else f"{len(names)} architectures"
 
 
 def _sized(

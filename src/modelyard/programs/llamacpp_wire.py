@@ -23,13 +23,11 @@ from openai_wire import parse_object
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 DONE = b"[DONE]"
 
-_BOTH = (
-    "max_tokens temperature top_p top_k min_p stop seed presence_penalty frequency_penalty logit_bias ignore_eos"
-).split()
-_OF_A_CHAT = (
-    "messages max_completion_tokens response_format tools tool_choice parallel_tool_calls logprobs top_logprobs"
-).split()
-_SENT = {CHAT: frozenset((*_BOTH, *_OF_A_CHAT)), COMPLETION: frozenset((*_BOTH, "prompt"))}
+_SAMPLING = "temperature top_p top_k min_p seed presence_penalty frequency_penalty logit_bias ignore_eos"
+_BOTH = f"max_tokens stop {_SAMPLING}"
+_OF_TOOLS = "tools tool_choice parallel_tool_calls"
+_OF_A_CHAT = f"messages max_completion_tokens response_format logprobs top_logprobs {_OF_TOOLS}"
+_SENT = {CHAT: frozenset(f"{_BOTH} {_OF_A_CHAT}".split()), COMPLETION: frozenset(f"{_BOTH} prompt".split())}
 _RENAMED = {"repetition_penalty": "repeat_penalty"}
 # Name -> the values that ask for nothing.
 _REFUSED_UNLESS: dict[str, tuple[Any, ...]] = {
@@ -76,6 +74,7 @@ def parse_ask(body: bytes, path: str, served_name: str, *, tools: bool) -> Ask:
         _refuse(fields, _LOGPROBS, "is not supported for raw prompts; ask in a chat")
     if not tools:
         _refuse(fields, _TOOLS, "is not supported: this model's chat template has no place for tools")
+    _refuse_media(fields.get("messages"))
     stream = fields.get("stream") or False
     if type(stream) is not bool:
         raise BadRequest("stream must be true or false", param="stream")
@@ -95,6 +94,16 @@ def _refuse(fields: dict[str, Any], unless: dict[str, tuple[Any, ...]], why: str
         value = fields.get(name)
         if not any(value == allowed and type(value) is type(allowed) for allowed in harmless):
             raise BadRequest(f"{name} {why}", param=name, code="unsupported_parameter")
+
+
+def _refuse_media(messages: Any) -> None:
+    """Parts that are not text: it would fetch the address that one names, or fail as if it were its own fault."""
+    for index, message in enumerate(cast("list[Any]", messages) if isinstance(messages, list) else []):
+        content: Any = cast("dict[str, Any]", message).get("content") if isinstance(message, dict) else None
+        parts = cast("list[Any]", content) if isinstance(content, list) else []
+        if not all(isinstance(part, dict) and cast("dict[str, Any]", part).get("type") == "text" for part in parts):
+            where = f"messages[{index}].content"
+            raise BadRequest(f"{where} may hold only parts of type text", param=where)
 
 
 def _include_usage(options: Any, *, stream: bool) -> bool:
