@@ -160,7 +160,7 @@ class Whole:
         self._first: dict[str, Any] = {}
         self._texts: dict[str, list[str]] = {"content": [], "reasoning_content": [], "text": []}
         self._calls: dict[int, dict[str, Any]] = {}
-        self._logprobs: list[Any] = []
+        self._logprobs: list[dict[str, Any]] = []
         self._reason: str | None = None
         self._usage: dict[str, Any] | None = None
 
@@ -170,17 +170,20 @@ class Whole:
         self._first = self._first or value
         self._usage = value.get("usage") or self._usage
         for choice in cast("list[dict[str, Any]]", value["choices"]):
+            delta: dict[str, Any] = choice.get("delta") or {}
+            logprobs: dict[str, Any] = choice.get("logprobs") or {}
+            calls: list[dict[str, Any]] = delta.get("tool_calls") or []
             self._reason = choice.get("finish_reason") or self._reason
-            self._logprobs += (choice.get("logprobs") or {}).get("content") or []
-            for name, text in {**choice, **choice.get("delta", {})}.items():
+            self._logprobs += logprobs.get("content") or []
+            for name, text in {**choice, **delta}.items():
                 if name in self._texts and text:
                     self._texts[name].append(text)
-            for call in choice.get("delta", {}).get("tool_calls") or []:
+            for call in calls:
                 self._add_call(call)
 
     def _add_call(self, part: dict[str, Any]) -> None:
         """The first part of a call has its id and its name, the others only more of its arguments."""
-        function = part.get("function") or {}
+        function: dict[str, Any] = part.get("function") or {}
         call = self._calls.setdefault(part["index"], {"type": "function", "function": {"name": "", "arguments": ""}})
         call |= {name: part[name] for name in ("id", "type") if part.get(name)}
         call["function"]["name"] += function.get("name") or ""

@@ -57,7 +57,8 @@ class ServerConfig:
             raise ConfigError("properties must be an object")
         texts = {str(key): str(value) for key, value in cast("dict[object, object]", properties).items()}
         check_model(values["model_path"])
-        return ServerConfig(**{**values, "properties": texts})
+        values["properties"] = texts
+        return ServerConfig(**values)
 
 
 _MINIMUM = {
