@@ -79,7 +79,7 @@ def parameters(xllamacpp: Any, config: ServerConfig) -> Any:
     params.n_threads_http = config.max_sequences + config.max_queued + 2
     # Nothing is fetched, whatever a file's metadata says.
     params.offline = True
-    # Errors alone: with warnings two lines come with each prompt that it has cached, by default eight with each request.
+    # Errors alone: warnings bring two lines with each prompt that it has cached, its default eight with each request.
     params.verbosity = 1
     return params
 
