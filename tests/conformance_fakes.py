@@ -14,7 +14,7 @@ from modelyard.hardware.machine import Machine
 from modelyard.models.card import Card
 from modelyard.planning.plan import plan
 from modelyard.records.plan import Artifact, Setting
-from modelyard.spec.deployment import Deployment, Limits
+from modelyard.spec.deployment import Deployment, Limits, Timeouts
 from modelyard.testing.fake_knobs import Knobs
 from modelyard.verify.conformance.row import Pace
 from modelyard.verify.conformance.subject import Subject
@@ -96,6 +96,13 @@ def a_subject(engine: Engine | None = None, **knobs: Any) -> Subject:
     engine = engine or SizedFake()
     settings = {**SOUND, **knobs}
     limits = Limits(context_tokens=CONTEXT_TOKENS)
-    deployment = Deployment(name="small", model="small", engine="fake", settings=settings, limits=limits)
+    deployment = Deployment(
+        name="small",
+        model="small",
+        engine="fake",
+        settings=settings,
+        limits=limits,
+        timeouts=Timeouts(startup_s=30.0),
+    )
     planned = plan(deployment, ARTIFACT, CARD, MACHINE, (engine,))
     return Subject(engine, INSTALLED, deployment, planned, CARD, MACHINE)
