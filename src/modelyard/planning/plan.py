@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import msgspec
 
-from modelyard.engines.contract import Engine
-from modelyard.engines.sizing import BadSetting, Room, Sized
+from modelyard.engines.contract import Capabilities, Engine
+from modelyard.engines.sizing import BadSetting, Grouped, Particular, Room, Sized
 from modelyard.errors import CannotPlan
 from modelyard.hardware.machine import Machine
 from modelyard.models.card import Card
@@ -71,10 +71,23 @@ def unfit(
     if (reason := not_on(engine, machine)) is not None:
         return reason
     if artifact.format not in can.formats:
-        return f"serves {', '.join(sorted(can.formats))}, not {artifact.format}"
+        return f"serves {', '.join(sorted(can.formats))}, not {artifact.format}" + _cannot_convert(can, artifact, card)
     if card is not None and card.architecture not in can.architectures:
         return f"serves {_listed(can.architectures)}, not {card.architecture}"
-    return engine.unfit(card) if isinstance(engine, Sized) and card is not None else None
+    if card is None:
+        return None
+    reason = engine.unfit(card) if isinstance(engine, Sized) else None
+    if reason is None and isinstance(engine, Particular):
+        reason = engine.unfit_on(machine, card)
+    return reason
+
+
+def _cannot_convert(can: Capabilities, artifact: Artifact, card: Card | None) -> str:
+    """What planning.conversion went through before it gave up, for the message."""
+    known = next((one for one in can.conversions if one.source == artifact.format), None)
+    if known is None or card is None or card.architecture in known.architectures:
+        return ""
+    return f" (it converts {_listed(known.architectures)}, not {card.architecture})"
 
 
 def not_on(engine: Engine, machine: Machine) -> str | None:
@@ -150,6 +163,7 @@ def _sized(
             kv_cache_bytes=division.kv_cache_bytes,
             hang_timeout_s=deployment.timeouts.hang_s,
             because=division.because,
+            ranks=need.ranks,
         )
         settings = sized.settings(room, deployment.settings, artifact.recommended)
     except BadSetting as error:
@@ -166,6 +180,7 @@ def _sized(
             context_tokens=division.context_tokens,
             max_in_flight=division.max_sequences,
             startup_s=startup_s,
+            ranks=need.ranks,
         ),
         predictions=(
             _exactly("weights", card.total_weight_bytes, "bytes"),
@@ -193,17 +208,24 @@ def _need(deployment: Deployment, card: Card, sized: Sized) -> Need:
             f"{deployment.name}: the {missing} is unknown ({why})", hint="use a model of the usual llama or qwen family"
         )
     limits = deployment.limits
+    ranks = sized.ranks(card, deployment.settings) if isinstance(sized, Grouped) else 1
     return Need(
         name=deployment.name,
         model_context_tokens=card.context_tokens,
         kv_bytes_per_token=kv_bytes,
         kv_block_tokens=sized.kv_block_tokens,
-        footprint=lambda context_tokens: sized.footprint(card, context_tokens),
+        footprint=lambda context_tokens: (
+            sized.footprint_of_ranks(card, context_tokens, ranks)
+            if isinstance(sized, Grouped)
+            else sized.footprint(card, context_tokens)
+        ),
         default_sequences=sized.default_sequences,
+        whole_contexts=sized.whole_contexts,
         asked_context_tokens=limits.context_tokens,
         asked_sequences=limits.max_in_flight,
         # Plain numbers from here on: records are encoded, and a ByteSize is a matter of the file alone.
         asked_kv_bytes=None if limits.kv_cache is None else int(limits.kv_cache),
+        ranks=ranks,
     )
 
 
@@ -233,6 +255,7 @@ def _replicas(
     context_tokens: int,
     max_in_flight: int,
     startup_s: float,
+    ranks: int = 1,
 ) -> tuple[ReplicaPlan, ...]:
     return tuple(
         ReplicaPlan(
@@ -246,6 +269,7 @@ def _replicas(
             startup_timeout_s=startup_s,
             drain_timeout_s=deployment.timeouts.drain_s,
             hang_timeout_s=deployment.timeouts.hang_s,
+            ranks=ranks,
         )
         for number in range(deployment.replicas)
     )
