@@ -64,6 +64,7 @@ class SizedFake(FakeAdapter):
 
     default_sequences = 4
     kv_block_tokens = 16
+    whole_contexts = False
 
     def unfit(self, card: Card) -> str | None:
         return None

@@ -13,7 +13,7 @@ from modelyard.verify.conformance.asking import running
 from modelyard.verify.conformance.row import NotAsked, Row, Trial
 from modelyard.verify.conformance.stand import Launched
 from modelyard.verify.conformance.start import in_a_line, watch_start, why_not
-from modelyard.verify.conformance.subject import UNHEARD_OF, Subject, limited, with_kv_cache, with_setting
+from modelyard.verify.conformance.subject import UNHEARD_OF, Subject, limited, with_kv_cache, with_unheard_of
 
 _DEADLINE_S = 24 * 3600.0
 _ADVICE = "the engine's words changed, or the adapter does not know them yet: see its `explain_failure`"
@@ -22,7 +22,7 @@ _ADVICE = "the engine's words changed, or the adapter does not know them yet: se
 async def _bad_setting(trial: Trial) -> Observation:
     predicted = f"bad_config (permanent) that names {UNHEARD_OF} and says what to do"
     try:
-        failure, instead = await _launch_to_fail(trial, with_setting(trial.subject.replica, UNHEARD_OF, 1))
+        failure, instead = await _launch_to_fail(trial, with_unheard_of(trial.subject.replica))
     except BadSetting as error:
         return Observation(predicted, f"refused by the adapter: {error}", UNHEARD_OF in str(error))
     except (KeyError, TypeError, ValueError) as error:
