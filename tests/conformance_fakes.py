@@ -33,7 +33,7 @@ SOUND: dict[str, SettingValue] = {
     "kv_least_bytes": 64_000,
     "workers": 1,
 }
-PACE = Pace(prompt_tokens=600, answer_tokens=1000, idle_s=0.2, long_prefill_s=0.5, half_dead_s=3.0)
+PACE = Pace(prompt_tokens=600, answer_tokens=1000, idle_s=0.2, settles_s=5.0, long_prefill_s=0.5, half_dead_s=3.0)
 MACHINE = Machine(
     cores=2, memory_bytes=8 << 30, available_bytes=4 << 30, cpu_model="a cpu", isa=("avx2",), os="linux", arch="x86_64"
 )

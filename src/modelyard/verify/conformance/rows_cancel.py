@@ -7,7 +7,7 @@ from itertools import count
 
 from modelyard.verify.checks import Observation
 from modelyard.verify.conformance.asking import Stream
-from modelyard.verify.conformance.row import NotAsked, Row, Trial
+from modelyard.verify.conformance.row import LONG_DEADLINE_S, NotAsked, Row, Trial
 from modelyard.verify.conformance.rows_metrics import prompt_tokens, shown
 from modelyard.verify.conformance.subject import Subject
 
@@ -104,6 +104,7 @@ CANCEL_ROWS = (
         _ADVICE,
         _in_decode,
         unclaimed=_cannot_be_seen,
+        deadline_s=LONG_DEADLINE_S,
     ),
     Row(
         "cancel-prefill",
@@ -112,5 +113,6 @@ CANCEL_ROWS = (
         _ADVICE,
         _in_prefill,
         unclaimed=_cannot_be_seen,
+        deadline_s=LONG_DEADLINE_S,
     ),
 )
