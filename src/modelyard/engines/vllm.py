@@ -112,6 +112,10 @@ class Vllm:
         structured_output=True,
         cached_token_usage=True,
         drains_on_terminate=False,
+        metrics=frozenset(
+            {"running", "waiting", "work_done", "prompt_tokens", "generated_tokens", "kv_used_ratio"},
+        ),
+        load_progress=True,
         conversions=(
             Conversion(
                 source="gguf",
