@@ -2,8 +2,9 @@
 
     vllm_server.py FLAGS OF VLLM...
 
-The traceback of the server itself is cut short: it follows those of the processes that it started, and at its full
-length it would push the cause out of the last lines that are kept of a log.
+Tracebacks with which processes end are cut short. vLLM has logged the cause at full length before; then every process
+above the one that had it ends with a traceback of its own, which would push the cause out of the last lines that are
+kept of a log.
 
 What its processes share in memory is named after their temporary folder. They talk through /dev/shm under names drawn
 at random. Whoever kills the whole group (we do, when a rank dies) kills the process that would have removed them too,
@@ -12,6 +13,7 @@ the names hold in all of them."""
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing.process
 import multiprocessing.shared_memory
 import os
@@ -29,6 +31,11 @@ def _name() -> str:
     return f"{PREFIX}-{secrets.token_hex(8)}"
 
 
+def _meeting_place() -> str:
+    """Where the ranks of one replica find each other; the segments in which they add up are named after it."""
+    return f"file://{tempfile.gettempdir()}{PREFIX}-ranks"
+
+
 # CPython 3.11 to 3.14 have no public way to choose these names.
 setattr(multiprocessing.shared_memory, "_make_filename", _name)  # noqa: B010
 getattr(multiprocessing.process.current_process(), "_config")["semprefix"] = PREFIX  # noqa: B009
@@ -37,6 +44,15 @@ getattr(multiprocessing.process.current_process(), "_config")["semprefix"] = PRE
 def _in_short(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     traceback.print_exception(kind, error, trace, limit=-3, chain=False)
 
+
+def _last_words(*_: object, **__: object) -> None:
+    """What multiprocessing prints when a process of it fails."""
+    if (error := sys.exception()) is not None:
+        _in_short(type(error), error, error.__traceback__)
+
+
+setattr(traceback, "print_exc", _last_words)  # noqa: B010
+setattr(importlib.import_module("vllm.utils.network_utils"), "get_file_store_init_method", _meeting_place)  # noqa: B010
 
 if __name__ == "__main__":
     sys.excepthook = _in_short
