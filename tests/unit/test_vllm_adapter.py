@@ -245,6 +245,14 @@ def test_a_setting_that_cannot_be_is_refused_before_anything_starts(
     assert hint in caught.value.fix
 
 
+def test_one_whole_context_fits_beside_the_block_that_the_engine_keeps_empty() -> None:
+    """With room for 142.2 blocks the engine said that 4512 tokens fit, which are 141."""
+    limits = Limits(context_tokens=4512, kv_cache=ByteSize(4512 * 23_040))
+    deployment = Deployment(name="d", model="m", engine="vllm", limits=limits)
+    (replica,) = plan(deployment, FOLDER, SMOLLM2, MACHINE, (ENGINE,)).replicas
+    assert replica.setting("kv_cache_bytes") == (4512 + 32) * 23_040
+
+
 def test_every_setting_has_a_reason() -> None:
     assert [one.name for one in ENGINE.settings(ROOM, {"--seed-x": 1}, {}) if not one.reason] == []
 
