@@ -356,6 +356,32 @@ NEEDED = (
             "fetch the model again",
         ),
         (
+            "(Worker pid=531) ERROR 11-25 11:14:39 [multiproc_executor.py:953] safetensors._safetensors_rust."
+            "SafetensorError: Error while deserializing header: incomplete metadata, file not fully covered",
+            1,
+            "model",
+            True,
+            "a weights file is damaged: incomplete metadata, file not fully covered",
+            "fetch the model again",
+        ),
+        (
+            "ValueError: Available memory on node 0 (14.52/23.54 GiB) on kv cache allocation is less than requested "
+            "memory for kv (83.82 GiB). Decrease --kv-cache-memory-bytes, VLLM_CPU_KVCACHE_SPACE, or reduce.",
+            1,
+            "does_not_fit",
+            False,
+            "the KV cache of 83.82 GiB is larger than the 14.52 of 23.54 GiB that are free now",
+            "limits.kv_cache",
+        ),
+        (
+            "  Value error, Total number of attention heads (9) must be divisible by tensor parallel size (2).",
+            1,
+            "bad_config",
+            True,
+            "9 heads cannot be divided among 2 ranks",
+            "settings.tensor_parallel",
+        ),
+        (
             "AttributeError: '_OpNamespace' '_C' object has no attribute 'cpu_gemm_wna16'",
             1,
             "model",
