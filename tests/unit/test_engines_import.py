@@ -162,7 +162,7 @@ limits:
 """,
     ),
     "vLLM on a CPU, run by uv": (
-        "VLLM_CPU_KVCACHE_SPACE=8 uv run --with vllm vllm serve Qwen/Qwen3-0.6B --max-model-len -1"
+        "VLLM_CPU_KVCACHE_SPACE=8 uv run --with vllm vllm serve Qwen/Qwen3-0.6B --max-model-len -1 -dp 2"
         " --speculative-config.method ngram --ssl-certfile c.pem --ssl-keyfile k.pem --host 10.0.0.1",
         """\
 apiVersion: modelyard/v1
@@ -176,6 +176,7 @@ gateway:
     key: k.pem  # --ssl-keyfile
 limits:
   kv_cache: "8GiB"  # VLLM_CPU_KVCACHE_SPACE=8
+replicas: 2  # -dp 2
 
 # Not taken over:
 #   --max-model-len -1: planned where nothing is said
