@@ -204,6 +204,24 @@ def test_no_secret_is_copied(case: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        f"vllm serve a/b --api-key {SECRET} {SECRET}",
+        f"vllm serve a/b --api_key={SECRET}",
+        f"vllm serve a/b --some-new-secret {SECRET}",
+        f"vllm serve a/b --otlp-traces-endpoint http://ada:{SECRET}@host:4317",
+        f"AWS_SECRET_ACCESS_KEY={SECRET} MY_PASSWORD={SECRET} vllm serve a/b",
+        f"docker run -e VLLM_API_KEY={SECRET} --env=OTHER_TOKEN={SECRET} vllm/vllm-openai --model a/b",
+        f"llama-server -mu https://ada:{SECRET}@host/m.gguf --api-key-file /{SECRET}",
+        f"llama-server -m a.gguf -hft {SECRET}",
+    ],
+)
+def test_a_secret_in_whatever_place_is_not_copied(line: str) -> None:
+    text = deployment_file(read_command(line))
+    assert SECRET not in text and "# Not taken over:" in text
+
+
+@pytest.mark.parametrize(
     ("line", "said"),
     [
         ("", "an empty line"),
