@@ -18,11 +18,12 @@ _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 @dataclass(frozen=True, slots=True)
 class PackageIndex:
     """Where packages come from; empty fields leave uv its own configuration. `indexes_are_equal`: the best version of
-    all indexes is taken, as pip does with its extra ones; otherwise the first index that knows a package decides."""
+    all indexes is taken, as pip does with its extra ones; otherwise the first index that knows a package decides.
+    Addresses may hold credentials: none is shown by `repr`."""
 
-    index_url: str = ""
-    extra_index_urls: tuple[str, ...] = ()
-    find_links: tuple[str, ...] = ()
+    index_url: str = field(default="", repr=False)
+    extra_index_urls: tuple[str, ...] = field(default=(), repr=False)
+    find_links: tuple[str, ...] = field(default=(), repr=False)
     certificate: str = ""
     offline: bool = False
     indexes_are_equal: bool = False
@@ -53,7 +54,9 @@ class Hub:
 @dataclass(frozen=True, slots=True)
 class Settings:
     """`environ` is what children may inherit; secrets of ours never stand in it. `command` is what people type to run
-    us: a wrapper names itself in MODELYARD_COMMAND. `ollama_stores` are the folders where Ollama may keep models."""
+    us: a wrapper names itself in MODELYARD_COMMAND. `build` is the build of engines that is taken whatever the
+    machine has (MODELYARD_BUILD); empty leaves that to the machine. `ollama_stores` are the folders where Ollama may
+    keep models."""
 
     state_dir: Path
     index: PackageIndex
@@ -63,6 +66,7 @@ class Settings:
     ollama_stores: tuple[Path, ...]
     environ: Mapping[str, str] = field(repr=False)
     command: str = "modelyard"
+    build: str = ""
 
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:
@@ -83,6 +87,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         ollama_stores=_ollama_stores(env),
         environ={name: value for name, value in env.items() if name not in _HUB_TOKENS},
         command=env.get("MODELYARD_COMMAND") or "modelyard",
+        build=env.get("MODELYARD_BUILD", ""),
     )
 
 

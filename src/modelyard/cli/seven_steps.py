@@ -91,7 +91,7 @@ class SevenSteps:
     @contextmanager
     def bar(self, title: str) -> Generator[Advance]:
         """A bar while something long runs, where somebody looks; it is gone afterwards."""
-        if self.as_json or not self.console.is_terminal:
+        if self.as_json or not self.console.is_terminal or self.console.is_dumb_terminal:
             yield lambda text, fraction: None
             return
         columns = (

@@ -320,7 +320,10 @@ class StoreWriter:
         available = shutil.disk_usage(self._store.root).free
         if available < max(missing_bytes, 1 << 20):
             return disk_full(self._store.root, missing_bytes, available)
-        return ModelyardError(f"the model store {self._store.root} cannot be written: {error.strerror}")
+        return ModelyardError(
+            f"the model store {self._store.root} cannot be written: {error.strerror}",
+            hint="look at its owner and permissions, or name another folder in MODELYARD_STATE",
+        )
 
 
 def disk_full(folder: Path, needed_bytes: int, available_bytes: int) -> ModelyardError:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import shutil
 
 from modelyard.node.shim_wire import ShimSpec
+
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108
 
 
 def write(spec: ShimSpec) -> None:
     """Write the engine's files into the launch's private folder. Names come from our own adapters: a path is a defect
     there, and a ValueError here. Raises OSError."""
-    os.makedirs(spec.folder, mode=0o700, exist_ok=True)
+    for folder in filter(None, (spec.folder, spec.spec.scratch)):
+        os.makedirs(folder, mode=0o700, exist_ok=True)
     for name, content in spec.spec.files.items():
         if os.path.basename(name) != name:
             raise ValueError(f"a launch file is named {name!r}")
@@ -31,3 +36,8 @@ def remove(spec: ShimSpec, spec_path: str) -> None:
             os.unlink(path)
     with contextlib.suppress(OSError):
         os.rmdir(spec.folder)
+    if spec.spec.scratch:
+        shutil.rmtree(spec.spec.scratch, ignore_errors=True)
+        for path in glob.glob(f"{_SHARED_MEMORY}/*modelyard-{os.path.basename(spec.spec.scratch)}-*"):
+            with contextlib.suppress(OSError):
+                os.unlink(path)

@@ -68,7 +68,8 @@ def _text(document: Document) -> str:
     except OSError as error:
         raise document.error((), f"cannot be read: {error.strerror}", hint="check the path of the file") from error
     if len(data) > MAX_FILE_BYTES:
-        raise document.error((), f"is larger than {MAX_FILE_BYTES} bytes: not a deployment file")
+        hint = "name the file that was meant; several deployments fit into far less"
+        raise document.error((), f"is larger than {MAX_FILE_BYTES} bytes: not a deployment file", hint=hint)
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -89,7 +90,8 @@ class _Loader(yaml.SafeLoader):
             note = "write the value out where it is used"
             raise _Refused(problem="aliases are not supported", problem_mark=self.get_mark(), note=note)
         if self.depth >= MAX_DEPTH:
-            raise _Refused(problem="is nested too deeply", problem_mark=self.get_mark())
+            note = "a deployment file has three levels; look for brackets that nothing closes"
+            raise _Refused(problem="is nested too deeply", problem_mark=self.get_mark(), note=note)
         self.depth += 1
         try:
             return super().compose_node(parent, index)
@@ -116,7 +118,7 @@ def _pairs(document: Document, node: yaml.MappingNode, steps: Steps) -> Iterator
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
             document.lines.setdefault((*steps, "?"), line)
-            raise document.error((*steps, "?"), "keys must be plain words")
+            raise document.error((*steps, "?"), "keys must be plain words", hint="write it as `key: value`")
         name = str(key.value)
         if name in seen:
             first = document.lines[*steps, name]

@@ -92,16 +92,27 @@ async def _stop(replica: Replica) -> Observation:
     about what the model says."""
     await _fill_prefix_cache(replica)
     free = await replica.chat(COUNT, MORE_TOKENS)
-    stop = free.text[len(free.text) // 2 :][:6]
-    before = free.text.partition(stop)[0] if stop else ""
-    if not before:
+    stop = stop_string(free.text)
+    if not stop:
         return Observation("an answer long enough to be stopped", str(free), sound=False)
+    before = free.text.partition(stop)[0]
     predicted = f"{quoted(before)}, finish_reason stop"
     for mode, ask in (("whole", replica.chat), ("streamed", replica.chat_stream)):
         output = await ask(COUNT, MORE_TOKENS, stop=[stop])
         if (output.text, output.finish_reason) != (before, "stop"):
             return Observation(predicted, f"{mode}, stop {quoted(stop)}: {output}", sound=False)
     return Observation(predicted, predicted, sound=True)
+
+
+def stop_string(text: str) -> str:
+    """Six characters of `text` that first occur as near to its middle as can be, and not at its beginning; empty where
+    there are none. Small models repeat themselves: what stands in the middle may well have begun the answer."""
+    length = 6
+    firsts = {text.find(text[at : at + length]) for at in range(len(text) - length + 1)} - {0}
+    if not firsts:
+        return ""
+    at = min(firsts, key=lambda first: abs(first - len(text) // 2))
+    return text[at : at + length]
 
 
 async def _max_tokens(replica: Replica) -> Observation:
