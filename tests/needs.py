@@ -24,3 +24,12 @@ def missing(reason: str) -> NoReturn:
     if os.environ.get("MODELYARD_CI"):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
+
+
+def wants_program(name: str, *, package: str = "") -> str:
+    """Like `needs_program` for what few machines have (another shell, a service manager): absent, it is a reason to
+    skip everywhere, also on CI."""
+    folders = os.pathsep.join((os.environ.get("PATH", os.defpath), *SYSTEM_FOLDERS))
+    if path := shutil.which(name, path=folders):
+        return path
+    pytest.skip(f"{name} is not installed (Debian: apt-get install {package or name})")

@@ -90,7 +90,7 @@ class Admin:
 def _refused(status: int, answer: bytes) -> ModelyardError:
     try:
         error: dict[str, Any] = msgspec.json.decode(answer)["error"]
-        message, hint = str(error["message"]), str(error.get("hint", ""))
+        message, hint = str(error["message"]), str(error.get("hint") or "modelyard logs --control")
     except (msgspec.MsgspecError, KeyError, TypeError):
         message, hint = f"the admin API answered {status}", "modelyard logs --control"
     if status == 404:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import os
 import platform
 import sys
 
 import typer
 from typer.exceptions import TyperException
 
-from modelyard import __version__
-from modelyard.cli import engines, keys, models
+from modelyard import __version__, settings
+from modelyard.cli import engines, keys, models, service
 from modelyard.cli.chat import chat
+from modelyard.cli.completion import completion_of
+from modelyard.cli.doctor import doctor
 from modelyard.cli.down import down
 from modelyard.cli.gateway import gateway
 from modelyard.cli.logs import logs
+from modelyard.cli.mistakes import explained
 from modelyard.cli.options import Json
 from modelyard.cli.output import complain, print_json, say
 from modelyard.cli.plan import plan, schema
@@ -47,11 +52,13 @@ def version(json: Json = False) -> None:
         say(f"modelyard {__version__} (Python {platform.python_version()})")
 
 
-for verb in (up, down, status, logs, chat, plan, verify, restart, gateway, schema, version):
+VERBS = (up, down, status, doctor, logs, chat, plan, verify, restart, gateway, schema, completion_of(app), version)
+for verb in VERBS:
     app.command()(verb)
 app.add_typer(models.app, name="models")
 app.add_typer(engines.app, name="engines")
 app.add_typer(keys.app, name="keys")
+app.add_typer(service.app, name="service")
 
 
 @app.callback()
@@ -61,14 +68,25 @@ def _root() -> None:
 
 def run() -> None:
     """Parse, run, and end with the documented exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a letter shows a question mark; that is no reason to fail.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name=settings.load().command)
     except ModelyardError as error:
         complain(error.message, error.hint)
         sys.exit(error.exit_code)
     except TyperException as error:
-        complain(error.format_message(), "modelyard --help, or modelyard COMMAND --help")
+        message, hint = explained(error)
+        # A group that was named alone has shown its help by now, and has nothing more to say.
+        if message:
+            complain(message, hint)
         sys.exit(2)
+    except BrokenPipeError:
+        # Whoever read us (`| head`) has enough. What is still buffered must not complain at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:

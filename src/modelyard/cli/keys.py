@@ -53,7 +53,8 @@ def list_keys(json: Json = False) -> None:
         print_json(found)
         return
     table = Table("id", "name", "state", "for", "parent", box=None, pad_edge=False)
-    for key in found:
+    # Each `modelyard chat` made one for itself and took it back.
+    for key in (key for key in found if key.revoked_at is None or not key.name.startswith("chat ")):
         table.add_row(key.id, key.name, _state(key), ", ".join(key.deployments or ("everything",)), key.parent or "-")
     OUT.print(table)
 

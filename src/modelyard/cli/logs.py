@@ -13,6 +13,7 @@ import typer
 from modelyard.cli.admin import listening, state_directory
 from modelyard.cli.options import Json
 from modelyard.cli.output import print_json, say
+from modelyard.cli.visible import log_line
 from modelyard.control import wanted as desired
 from modelyard.errors import UsageError
 from modelyard.state import StateDirectory
@@ -40,7 +41,7 @@ def logs(
     for file in files:
         prefix = f"{file.stem} | " if len(files) > 1 else ""
         for line in _last(file, lines):
-            say(prefix + line)
+            say(prefix + log_line(line))
     if follow:
         _follow(state, files)
 
@@ -83,7 +84,7 @@ def _follow(state: StateDirectory, files: list[Path]) -> None:
                 with file.open("rb") as opened:
                     opened.seek(offset)
                     data = opened.read(size - offset)
-                say(data.decode("utf-8", "replace").rstrip("\n"))
+                say("\n".join(log_line(line) for line in data.decode("utf-8", "replace").rstrip("\n").split("\n")))
             at[file] = (now_inode, size)
         if listening(state) is None:
             return

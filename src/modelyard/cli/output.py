@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import msgspec
 from rich.console import Console
 
 from modelyard import settings
+from modelyard.cli.visible import visible
 
+WIDE_COLUMNS = 250
 # A log may hold `:smile:` and JSON may hold `:1:`: what is printed is what was said.
-OUT = Console(highlight=False, soft_wrap=True, emoji=False)
+# Where nobody looks, rows are not folded to a screen's width: `| grep` reads lines.
+OUT = Console(highlight=False, soft_wrap=True, emoji=False, width=None if sys.stdout.isatty() else WIDE_COLUMNS)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 _COMMAND = re.compile(
-    r"\bmodelyard (?=chat|down|engines|gateway|keys|logs|models|plan|restart|schema|status|up|verify|version|--help)"
+    r"\bmodelyard (?=chat|completion|doctor|down|engines|gateway|keys|logs|models|plan|restart|schema|service|status|up"
+    r"|verify|version|--help)"
 )
+# What JSON leaves as it is and some terminals take for commands.
+_JSON_CONTROL = re.compile(r"[\x7f-\x9f]")
 
 
 def say(text: str) -> None:
-    OUT.print(text, markup=False)
+    OUT.print(visible(text), markup=False)
 
 
 def as_called(text: str) -> str:
@@ -26,9 +33,16 @@ def as_called(text: str) -> str:
     return _COMMAND.sub(lambda _: f"{settings.load().command} ", text)
 
 
+def tilde(path: str) -> str:
+    """A path as people write it: what lies in their home begins with `~`."""
+    home = settings.load().environ.get("HOME", "").rstrip("/")
+    return f"~{path.removeprefix(home)}" if home and path.startswith(f"{home}/") else path
+
+
 def print_json(value: object) -> None:
     """One JSON value on standard output, indented; records become objects."""
-    OUT.print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode(), markup=False)
+    text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    OUT.print(_JSON_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text), markup=False)
 
 
 def complain(message: str, hint: str = "") -> None:
@@ -40,4 +54,4 @@ def complain(message: str, hint: str = "") -> None:
 
 
 def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
+    return visible(text).replace("[", r"\[")

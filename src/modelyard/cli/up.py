@@ -12,11 +12,13 @@ import msgspec
 import typer
 
 from modelyard import settings as settings_module
-from modelyard.cli import following
+from modelyard.cli import following, telling_systemd
 from modelyard.cli.admin import Admin, listening, running, state_directory
+from modelyard.cli.announcing import announce
+from modelyard.cli.choosing import Choice, choose
 from modelyard.cli.keys import MadeKey
-from modelyard.cli.options import Json
-from modelyard.cli.output import OUT, say
+from modelyard.cli.options import WHAT, Json
+from modelyard.cli.output import OUT, say, tilde
 from modelyard.cli.prepare import prepare
 from modelyard.cli.seven_steps import SevenSteps
 from modelyard.cli.starting import StartedYard, start_yard
@@ -41,9 +43,7 @@ class Serving(Record, tag_field="event", tag="serving", kw_only=True):
 
 
 def up(
-    what: Annotated[
-        str, typer.Argument(help="A deployment file (.yaml), a name of the catalogue, or a path.")
-    ] = "smollm2",
+    what: Annotated[str | None, WHAT] = None,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return once it serves; `modelyard down` ends it.")
     ] = False,
@@ -60,14 +60,18 @@ def up(
 ) -> None:
     """Serve a model: prepare, plan, start, prove, go live, and keep it there.
 
-    Without arguments it serves the packaged model. With a yard running already, the deployments are added to it.
-    Ctrl-C stops what this command started: running requests finish, unless it is pressed again.
+    Without arguments it serves ./modelyard.yaml, or else the packaged model. With a yard running already, the
+    deployments are added to it. Ctrl-C stops what this command started: running requests finish, unless it is pressed
+    again.
     """
     asked = _asked_gateway(host, port, tls_cert, tls_key)
-    file = _wanted_file(what, name, engine, asked)
+    choice = choose(what, Path())
+    file = _wanted_file(choice, name, engine, asked)
     state, settings = state_directory(), settings_module.load()
     with _terminated_like_interrupted(), contextlib.ExitStack() as cleaning:
         found = listening(state)
+        if not json:
+            announce(choice, file, state, settings, serving=found is not None, detached=detach)
         if found is not None and asked:
             raise UsageError(f"{found.url} serves already: where it listens cannot be changed", hint="modelyard down")
         started = _start(state, file, insecure=insecure_listen) if found is None else None
@@ -79,6 +83,9 @@ def up(
             _bring_up(deployment, state, settings, admin, where, json)
         names = [deployment.name for deployment in file.deployments]
         _tell_how_to_call(admin, where, names, detached=detach, as_json=json)
+        telling_systemd.tell(
+            settings.environ, telling_systemd.READY, f"STATUS=serving {', '.join(names)} at {where.url}"
+        )
         if started is not None and not detach:
             _stay(admin, names, started, json)
             return
@@ -87,12 +94,12 @@ def up(
             started.let_go()
 
 
-def _wanted_file(what: str, name: str | None, engine: str | None, asked: dict[str, Any]) -> DeploymentFile:
-    if what.endswith((".yaml", ".yml")):
-        file = load_file(Path(what))
+def _wanted_file(choice: Choice, name: str | None, engine: str | None, asked: dict[str, Any]) -> DeploymentFile:
+    if choice.is_file:
+        file = load_file(Path(choice.what))
         file = msgspec.structs.replace(file, gateway=msgspec.structs.replace(file.gateway, **asked))
     else:
-        file = DeploymentFile(deployments=(default_deployment(what),), gateway=Gateway(**asked))
+        file = DeploymentFile(deployments=(default_deployment(choice.what),), gateway=Gateway(**asked))
     if name is None and engine is None:
         return file
     first, *others = file.deployments
@@ -139,7 +146,8 @@ def _bring_up(
     `modelyard restart` tries again. One that is interrupted before it ever served is withdrawn."""
     steps = SevenSteps(deployment.name, OUT, as_json)
     if not as_json:
-        say(deployment.name if deployment.name == deployment.model else f"{deployment.name}: {deployment.model}")
+        from_ = "" if deployment.name == deployment.model else f": {tilde(deployment.model)}"
+        say(f"{deployment.name}{from_}")
     wanted = prepare(deployment, state, settings, steps)
     before = desired.load(state, deployment.name)
     desired.save(state, wanted if before is None else _same_age(wanted, before))
@@ -203,6 +211,7 @@ def _terminated_like_interrupted() -> Generator[None]:
 
 
 def _stop(started: StartedYard, *, quietly: bool) -> None:
+    telling_systemd.tell(settings_module.load().environ, telling_systemd.STOPPING)
     if started.process.poll() is None and not quietly:
         say("stopping: requests finish, then the engines end (Ctrl-C again: at once)")
     started.stop()

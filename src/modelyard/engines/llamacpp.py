@@ -86,6 +86,8 @@ class LlamaCpp:
         structured_output=True,
         cached_token_usage=True,
         drains_on_terminate=False,
+        metrics=frozenset({"running", "waiting", "work_done", "prompt_tokens", "generated_tokens"}),
+        load_progress=True,
     )
     requirements = Requirements(
         packages=("xllamacpp==2026.10.11549",),

@@ -19,13 +19,16 @@ from modelyard.engines.contract import (
     Progress,
     Requirements,
 )
+from modelyard.engines.locks import shipped
 from modelyard.engines.openvino_failures import explain
-from modelyard.engines.own_metrics import read_own_metrics
+from modelyard.engines.own_metrics import OWN_METRICS, read_own_metrics
 from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue, check_setting
+from modelyard.hardware.builds import BuildNeeds
 from modelyard.models.card import Card
 from modelyard.records.plan import ReplicaPlan, Setting
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "openvino_server.py"
+RATES_PROGRAM = PROGRAM.with_name("openvino_rates.py")
 CONFIG_NAME = "openvino_server.json"
 
 # Resident memory of both processes after prompts and answers, without the KV cache, OpenVINO 2026.4.1 with f32 on
@@ -60,8 +63,9 @@ _SAID_ELSEWHERE = {
     "model_path": "model",
     "served_name": "name",
     "INFERENCE_NUM_THREADS": "settings.threads",
+    "draft_model": "speculative_tokens alone: no second model file passes the gate yet",
 }
-_LEAST = {"threads": 1, "max_batched_tokens": _BLOCK_TOKENS, "max_queued": 0}
+_LEAST = {"threads": 1, "max_batched_tokens": _BLOCK_TOKENS, "max_queued": 0, "speculative_tokens": 0}
 
 
 class OpenVino:
@@ -80,6 +84,8 @@ class OpenVino:
         structured_output=True,
         cached_token_usage=True,
         drains_on_terminate=False,
+        metrics=OWN_METRICS,
+        load_progress=True,
     )
     requirements = Requirements(
         packages=(
@@ -92,6 +98,18 @@ class OpenVino:
         download_bytes=85_000_000,
         installed_bytes=264_000_000,
         import_check="openvino_genai",
+        lock=shipped("openvino-cpu"),
+        # It sends usage statistics; nothing imports it where it is not there.
+        without=("openvino-telemetry",),
+    )
+    # Its wheels: manylinux for x86-64 and arm64, macOS for arm64. numpy 2.4 wants Python 3.11.
+    build_needs = (
+        BuildNeeds(
+            build="cpu",
+            machines=capabilities.machines,
+            systems=frozenset({"linux", "darwin"}),
+            pythons=("3.11", "3.14"),
+        ),
     )
 
     def launch(self, replica: ReplicaPlan, install: Installed, net: Addresses) -> LaunchSpec:
@@ -137,6 +155,10 @@ class OpenVino:
 
     def explain_failure(self, exit: ExitReport) -> Failure:
         return explain(exit)
+
+    def gauge(self, install: Installed, threads: int, buffer_bytes: int) -> tuple[str, ...]:
+        sizes = ("--threads", str(threads), "--buffer-bytes", str(buffer_bytes))
+        return (install.python, "-I", str(RATES_PROGRAM), *sizes)
 
     def unfit(self, card: Card) -> str | None:
         if card.format != "gguf":
@@ -190,6 +212,11 @@ class OpenVino:
             if name in _SAID_ELSEWHERE or not _PROPERTY.fullmatch(name):
                 check_setting(name, value, planned, said_elsewhere=_SAID_ELSEWHERE, least=_LEAST)
             planned[name] = Setting(name=name, value=value, reason="the operator's setting")
+        if planned["speculative_tokens"].value and planned["prefix_cache"].value:
+            raise BadSetting(
+                "speculative_tokens and prefix_cache exclude each other: a cached block may hold a rejected guess",
+                "set prefix_cache: false beside it",
+            )
         return tuple(planned.values())
 
 
@@ -214,6 +241,12 @@ def _planned(room: Room) -> tuple[Setting, ...]:
             reason="the gateway queues; here only a request waits whose predecessor is still giving up its seat",
         ),
         Setting(name="prefix_cache", value=True, reason="a repeated beginning of a prompt is not computed again"),
+        Setting(
+            name="speculative_tokens",
+            value=0,
+            reason="off: guessing ahead pays only where answers repeat their prompts, and excludes the prefix cache",
+        ),
+        Setting(name="draft_model", value="", reason="none: what is guessed is looked up in the prompt and the answer"),
         Setting(name="default_temperature", value=1.0, reason="where a request names none: OpenAI's default"),
         Setting(name="default_top_p", value=1.0, reason="where a request names none: OpenAI's default"),
         Setting(name="stall_s", value=room.hang_timeout_s, reason="the deployment's own bound for a hang"),

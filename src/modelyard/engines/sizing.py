@@ -8,6 +8,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
+from modelyard.hardware.machine import Machine
 from modelyard.models.card import Card
 from modelyard.records.base import Record
 from modelyard.records.plan import Setting
@@ -29,7 +30,8 @@ class Footprint(Record):
 
 class Room(Record):
     """What the planner has decided for one replica. `cores` are the replica's own; `hang_timeout_s` is when a busy
-    engine without progress counts as hung; `because` has the reasons for `max_sequences` and `kv_cache_bytes`."""
+    engine without progress counts as hung; `because` has the reasons for `max_sequences` and `kv_cache_bytes`; `ranks`
+    processes share cores, weights and KV cache."""
 
     cores: int
     context_tokens: int
@@ -37,6 +39,8 @@ class Room(Record):
     kv_cache_bytes: int
     hang_timeout_s: float
     because: dict[str, str]
+    ranks: int = 1
+    kv_bytes_per_token: int = 0
 
 
 class BadSetting(ValueError):
@@ -71,6 +75,29 @@ class Sized(Protocol):
     ) -> tuple[Setting, ...]:
         """Every effective setting with its reason: what the model's authors recommend in place of the engine's own
         defaults, the operator's `overrides` in place of both. Raises BadSetting."""
+        ...
+
+
+@runtime_checkable
+class Particular(Protocol):
+    """An engine that does not run on every machine, or not every model of its formats on each."""
+
+    def unfit_on(self, machine: Machine, card: Card) -> str | None:
+        """Why it cannot serve this model on this machine; None where it can."""
+        ...
+
+
+@runtime_checkable
+class Grouped(Protocol):
+    """An engine that can spread one replica over several processes, each with a share of every layer."""
+
+    def ranks(self, card: Card, overrides: Mapping[str, SettingValue]) -> int:
+        """How many the operator asks for; one where he does not. Raises BadSetting where the model cannot be divided
+        so."""
+        ...
+
+    def footprint_of_ranks(self, card: Card, context_tokens: int, ranks: int) -> Footprint:
+        """Of the whole replica, all ranks together."""
         ...
 
 

@@ -58,7 +58,10 @@ def spawn(spec: ShimSpec, state: StateDirectory) -> asyncio.Future[int]:
                 close_fds=True,
             )
     except OSError as error:
-        raise ModelyardError(f"replica {spec.replica} cannot be started: {error.strerror}") from error
+        raise ModelyardError(
+            f"replica {spec.replica} cannot be started: {error.strerror}",
+            hint="look for a full disk, and for limits on processes and open files (ulimit -a)",
+        ) from error
     return _reaped(child)
 
 

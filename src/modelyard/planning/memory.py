@@ -30,8 +30,10 @@ class Budget:
     because: str
 
     @staticmethod
-    def of(deployment: Deployment, machine: Machine) -> Budget:
-        whole, because = machine.memory_bytes - RESERVED_BYTES, "this machine"
+    def of(deployment: Deployment, machine: Machine, claimed_bytes: int = 0) -> Budget:
+        whole, because = machine.memory_bytes - RESERVED_BYTES - claimed_bytes, "this machine"
+        if claimed_bytes:
+            because += f" without the {show(claimed_bytes)} of other deployments"
         if deployment.limits.memory is not None and deployment.limits.memory < whole:
             whole, because = int(deployment.limits.memory), "limits.memory"
         if deployment.replicas > 1:
@@ -54,6 +56,7 @@ class Need:
     asked_context_tokens: int | None = None
     asked_sequences: int | None = None
     asked_kv_bytes: int | None = None
+    ranks: int = 1
 
     def kv_bytes(self, context_tokens: int) -> int:
         """Of one sequence of that length, in whole blocks."""

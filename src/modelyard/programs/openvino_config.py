@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
@@ -23,8 +24,10 @@ class ServerConfig:
     `address` is `unix:/path` or `127.0.0.1:port`. `kv_cache_bytes` bounds the paged KV pool. `max_batched_tokens` is
     the number of prompt tokens computed in one step, the knob between prefill speed and the stall other streams see.
     `context_tokens` bounds prompt plus output of one request. `properties` go to the OpenVINO plugin as they are.
-    `default_temperature` and `default_top_p` hold where a request names none. `stall_s` is how long requests may wait
-    without a finished step before /health says so.
+    `speculative_tokens` are guessed ahead and verified in one step (0: none): by `draft_model`, a model file with the
+    same tokenizer, or, where that is empty, looked up in the prompt and the answer so far. `default_temperature` and
+    `default_top_p` hold where a request names none. `stall_s` is how long requests may wait without a finished step
+    before /health says so.
     """
 
     model_path: str
@@ -37,6 +40,8 @@ class ServerConfig:
     max_queued: int
     context_tokens: int
     prefix_cache: bool
+    speculative_tokens: int
+    draft_model: str
     properties: dict[str, str]
     stall_s: float
     default_temperature: float
@@ -49,6 +54,7 @@ class ServerConfig:
         check_texts(values, "model_path", "served_name", "address")
         check_integers(values, _MINIMUM)
         check_switches(values, "prefix_cache")
+        _check_speculation(values)
         if type(values["stall_s"]) not in (int, float) or not values["stall_s"] > 0:
             raise ConfigError("stall_s must be a number above 0")
         check_numbers(values, {"default_temperature": 2.0, "default_top_p": 1.0})
@@ -57,8 +63,8 @@ class ServerConfig:
             raise ConfigError("properties must be an object")
         texts = {str(key): str(value) for key, value in cast("dict[object, object]", properties).items()}
         check_model(values["model_path"])
-        values["properties"] = texts
-        return ServerConfig(**values)
+        whole: dict[str, Any] = {**values, "properties": texts}
+        return ServerConfig(**whole)
 
 
 _MINIMUM = {
@@ -68,4 +74,16 @@ _MINIMUM = {
     "max_sequences": 1,
     "max_queued": 0,
     "context_tokens": 2,
+    "speculative_tokens": 0,
 }
+
+
+def _check_speculation(values: dict[str, Any]) -> None:
+    if not isinstance(values["draft_model"], str):
+        raise ConfigError("draft_model must be a path, or empty")
+    if values["draft_model"] and not values["speculative_tokens"]:
+        raise ConfigError("draft_model guesses nothing while speculative_tokens is 0")
+    if values["draft_model"] and not os.path.exists(values["draft_model"]):
+        raise ConfigError(f"draft_model {values['draft_model']} does not exist")
+    if values["speculative_tokens"] and values["prefix_cache"]:
+        raise ConfigError("speculative_tokens wants prefix_cache false: a cached block may hold a rejected guess")

@@ -123,7 +123,8 @@ class Stepper:
             )
         max_tokens = min(room, message["max_tokens"] or room)
         generation = self._engine.generation(message["sampling"], max_tokens, message["schema"])
-        blocks = -(-(len(prompt) + max_tokens) // BLOCK_TOKENS) + 1  # one to spare for copy-on-write
+        most = len(prompt) + max_tokens + self._config.speculative_tokens
+        blocks = -(-most // BLOCK_TOKENS) + 1  # one to spare for copy-on-write
         return Job(message["id"], prompt, generation, blocks, message["quiet"], StopFilter(message["stop"]))
 
     def _prompt(self, message: dict[str, Any]) -> list[int]:

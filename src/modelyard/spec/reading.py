@@ -123,7 +123,9 @@ def _in_words(kinds: str) -> str:
 def _hint(message: str) -> str:
     if message.endswith("got nothing"):
         return "give a value, or leave the key out"
-    return "put the text in quotes" if message.startswith("Expected text") else ""
+    if message.startswith("Expected text"):
+        return "put the text in quotes"
+    return "correct the value; `modelyard schema` says what each key takes"
 
 
 def _steps(path: str) -> yaml_tree.Steps:

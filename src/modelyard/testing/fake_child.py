@@ -135,7 +135,8 @@ class FakeEngine:
             await asyncio.wait({start, end}, timeout=START_DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
             if not start.done():
                 state = f"ended with {self.exit_code}" if end.done() else f"not there after {START_DEADLINE_S} s"
-                raise EngineFailed(f"the FakeEngine is {state}: {' | '.join(self.log[-5:])}")
+                tail = " | ".join(self.log[-5:])
+                raise EngineFailed(f"the FakeEngine is {state}: {tail}", hint="look at the knobs that it was given")
         finally:
             start.cancel()
             end.cancel()

@@ -94,10 +94,10 @@ async def _stop(replica: Replica) -> Observation:
     about what the model says."""
     await _fill_prefix_cache(replica)
     free = await replica.chat(COUNT, MORE_TOKENS)
-    stop = _stop_string(free.text)
-    before = free.text.partition(stop)[0] if stop else ""
-    if not before:
+    stop = stop_string(free.text)
+    if not stop:
         return Observation("an answer long enough to be stopped", str(free), sound=False)
+    before = free.text.partition(stop)[0]
     predicted = f"{quoted(before)}, finish_reason stop"
     for mode, ask in (("whole", replica.chat), ("streamed", replica.chat_stream)):
         output = await ask(COUNT, MORE_TOKENS, stop=[stop])
@@ -106,12 +106,15 @@ async def _stop(replica: Replica) -> Observation:
     return Observation(predicted, predicted, sound=True)
 
 
-def _stop_string(text: str) -> str:
-    """Six characters of `text` that stand nowhere before in it, from its middle if there are any; empty if none are: a
-    small model may say the same thing twice."""
-    middle, last = len(text) // 2, len(text) - 6
-    places = (*range(middle, last + 1), *range(1, middle))
-    return next((text[at : at + 6] for at in places if text.find(text[at : at + 6]) == at), "")
+def stop_string(text: str) -> str:
+    """Six characters of `text` that first occur as near to its middle as can be, and not at its beginning; empty where
+    there are none. Small models repeat themselves: what stands in the middle may well have begun the answer."""
+    length = 6
+    firsts = {text.find(text[at : at + length]) for at in range(len(text) - length + 1)} - {0}
+    if not firsts:
+        return ""
+    at = min(firsts, key=lambda first: abs(first - len(text) // 2))
+    return text[at : at + length]
 
 
 async def _max_tokens(replica: Replica) -> Observation:
