@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -25,7 +26,7 @@ from modelyard.errors import EnvironmentFailed, ModelyardError
 from modelyard.hardware.accelerator import Accelerator
 from modelyard.hardware.machine import probe
 from modelyard.hardware.rates import EngineRates, Rates, Spread, save_rates
-from modelyard.models.store import Store, StoredArtifact
+from modelyard.models.store import Store
 from modelyard.records.finding import Finding
 from modelyard.records.plan import Rejected
 from modelyard.settings import Settings
@@ -351,18 +352,7 @@ def test_a_stored_model_that_was_damaged_is_a_finding_and_no_crash(
     loaded = quiet_settings()
     open_state(loaded.state_dir)
     (tmp_path / "model.gguf").write_bytes(b"GGUF and then nothing")
-    stored = StoredArtifact(
-        name="smollm2",
-        file_name="model.gguf",
-        sha256="0" * 64,
-        size_bytes=1,
-        format="gguf",
-        lineage="",
-        licence="",
-        source="",
-        fetched_at=0.0,
-    )
-    monkeypatch.setattr(Store, "stored", lambda _: [stored])
+    monkeypatch.setattr(Store, "stored", lambda _: [SimpleNamespace(name="smollm2")])
     monkeypatch.setattr(Store, "path_of", lambda _, __: tmp_path / "model.gguf")
     report = doctor.examine(loaded, measure_now=False, quiet=True)
     finding = only([one for one in report.findings if one.check == "models"])
