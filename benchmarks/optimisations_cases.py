@@ -31,15 +31,24 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Draft:
+    """The setting that names a draft model, with {path} in its value. `export` is a program that the engine's own
+    Python runs on the draft's file first; the engine is then given the file's folder."""
+
+    setting: str
+    value: str
+    export: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Variant:
     """The parts of a deployment that matter here. `kv_share` of the KV cache that the planner would give is asked for.
-    `draft` is the setting that names a draft model, with {path} in its value: it is set behind the planner, which
-    refuses a second model file."""
+    `draft` is set behind the planner, which refuses a second model file."""
 
     settings: Mapping[str, Value] = field(default_factory=dict[str, Value])
     max_in_flight: int = 4
     kv_share: float = 1.0
-    draft: tuple[str, str] | None = None
+    draft: Draft | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +89,8 @@ CASES: dict[EngineName, dict[Optimisation, Case | NotOffered]] = {
         "chunked prefill": Case(Variant(_CHUNKED), Variant(_WHOLE)),
         "prompt lookup": Case(Variant({**_UNCACHED, "speculative_tokens": 5}), Variant(_UNCACHED)),
         "draft model": Case(
-            Variant({**_UNCACHED, "speculative_tokens": 3}, draft=("draft_model", "{path}")), Variant(_UNCACHED)
+            Variant({**_UNCACHED, "speculative_tokens": 3}, draft=Draft("draft_model", "{path}", "export_draft.py")),
+            Variant(_UNCACHED),
         ),
     },
     "llama.cpp": {
@@ -110,7 +120,7 @@ CASES: dict[EngineName, dict[Optimisation, Case | NotOffered]] = {
         ),
         "draft model": Case(
             Variant(
-                draft=(
+                draft=Draft(
                     "--speculative-config",
                     '{{"method": "draft_model", "model": "{path}", "num_speculative_tokens": 3}}',
                 )

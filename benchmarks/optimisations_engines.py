@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Generator
@@ -16,7 +17,7 @@ import msgspec
 from rich.console import Console
 
 from benchmarks import drafts
-from benchmarks.optimisations_cases import CONTEXT_TOKENS, EngineName, Variant
+from benchmarks.optimisations_cases import CONTEXT_TOKENS, Draft, EngineName, Variant
 from benchmarks.subjects import CannotMeasure, Subject, child, free_port
 from modelyard.cli.prepare import prepare
 from modelyard.cli.seven_steps import SevenSteps
@@ -46,7 +47,7 @@ class Bench:
         """The engine, ready. Raises CannotMeasure with the reason, in the planner's or in the engine's own words."""
         try:
             wanted = self._prepared(name, variant)
-            replica = self._with_draft(wanted.plan.replicas[0], variant)
+            replica = self._with_draft(wanted.plan.replicas[0], wanted.install.python, variant.draft)
             folder.mkdir()
             adapter = engine(replica.engine)
             local = f"unix:{folder / 's'}" if adapter.capabilities.unix_socket else f"http://127.0.0.1:{free_port()}"
@@ -78,14 +79,19 @@ class Bench:
         console = Console(stderr=True, quiet=not sys.stderr.isatty())
         return prepare(deployment, self.state, self.settings, SevenSteps(SERVED_NAME, console, as_json=False))
 
-    def _with_draft(self, replica: ReplicaPlan, variant: Variant) -> ReplicaPlan:
-        if variant.draft is None:
+    def _with_draft(self, replica: ReplicaPlan, python: str, draft: Draft | None) -> ReplicaPlan:
+        if draft is None:
             return replica
-        name, value = variant.draft
         path = drafts.made(Path(replica.artifact.path), self.drafts)
-        draft = Setting(name=name, value=value.format(path=path), reason="measured beside the same without")
-        others = tuple(setting for setting in replica.settings if setting.name != name)
-        return msgspec.structs.replace(replica, settings=(*others, draft))
+        if draft.export:
+            export = [python, str(Path(__file__).parent / draft.export), str(path)]
+            done = subprocess.run(export, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
+            if done.returncode != 0:
+                raise CannotMeasure(f"the draft model cannot be exported: {done.stderr.strip().splitlines()[-1]}")
+            path = path.parent
+        setting = Setting(name=draft.setting, value=draft.value.format(path=path), reason="measured beside none")
+        others = tuple(one for one in replica.settings if one.name != setting.name)
+        return msgspec.structs.replace(replica, settings=(*others, setting))
 
 
 def _write_files(spec: LaunchSpec, folder: Path) -> None:

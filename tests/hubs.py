@@ -119,6 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
         target = unquote(self.path.partition("?")[0])
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/(.+)", target):
             self._listing(found[1], found[2])
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/(.+)", target):
+            self._tree(found[1], found[2])
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", target):
             self._resolve(found[1], found[2], found[3], with_body)
         elif found := re.fullmatch(r"/blobs/([^/]+)", target):
@@ -162,6 +164,19 @@ class _Handler(BaseHTTPRequestHandler):
             siblings.append(sibling | hub.lies.get(path, {}))
         body = {"id": repository, "sha": commit, "siblings": siblings, "cardData": {"license": "apache-2.0"}}
         self._plain(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
+
+    def _tree(self, repository: str, revision: str) -> None:
+        """What huggingface_hub itself lists files by; ours asks for them with the revision."""
+        if not self._may(repository):
+            return
+        commit = self.hub.branches.get((repository, revision), "")
+        entries: list[dict[str, Any]] = []
+        for path, content in self.hub.repositories[repository].get(commit, {}).items():
+            entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": git_sha1(content)}
+            if path.endswith(LARGE):
+                entry["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 130}
+            entries.append(entry)
+        self._plain(200, {"Content-Type": "application/json"}, json.dumps(entries).encode())
 
     def _resolve(self, repository: str, revision: str, path: str, with_body: bool) -> None:
         hub = self.hub

@@ -143,7 +143,7 @@ def test_a_taken_port_is_exit_8_and_named(command: Command) -> None:
         (("stauts",), 2, "did you mean status? modelyard --help"),
         (("keys", "crate"), 2, "did you mean create? modelyard keys --help"),
         (("up", "--pot", "1"), 2, "did you mean --port? modelyard up --help"),
-        (("verify",), 2, "missing argument 'NAME'"),
+        (("verify",), 2, "missing argument 'name'"),
         (("completion",), 2, "which shell?"),
         (("status", "--watch", "--json"), 2, "--watch is for people"),
         (("engines", "import", "docker ps"), 2, "starts no engine whose flags we know"),

@@ -119,8 +119,20 @@ def test_how_a_verb_ends_is_how_the_command_ends(
 
 def test_no_arguments_show_what_there_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run(monkeypatch=monkeypatch)
+    assert "Serve a model" in capsys.readouterr().out
+    run("keys", monkeypatch=monkeypatch)
     shown = capsys.readouterr()
-    assert "Serve a model" in shown.out + shown.err
+    assert "revoke" in shown.out and shown.err == ""
+
+
+def test_help_names_the_command_as_it_was_called(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MODELYARD_COMMAND", "./yard")
+    assert run("keys", "--help", monkeypatch=monkeypatch) == 0
+    assert "./yard keys" in capsys.readouterr().out
+    assert run("keys", "crate", monkeypatch=monkeypatch) == 2
+    assert "did you mean create? ./yard keys --help" in capsys.readouterr().err
 
 
 def test_what_is_printed_is_what_was_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,7 +43,7 @@ SMOLLM2 = Card(
 GGUF = Artifact(name="smollm2", format="gguf", path="/s/m.gguf", sha256="0" * 64, size_bytes=98_362_432, lineage="")
 FAKE = Artifact(name="fake", format="fake", path="/dev/null", sha256="0" * 64, size_bytes=0, lineage="")
 # One engine that serves the artifact and one that does not.
-BOTH = (*engines(), FakeAdapter())
+BOTH = (OpenVino(), FakeAdapter())
 MACHINE = Machine(
     cores=2, memory_bytes=24 * GIB, available_bytes=20 * GIB, cpu_model="x", isa=("avx2",), os="linux", arch="x86_64"
 )
@@ -111,7 +111,7 @@ def test_the_memory_that_was_measured_lies_in_the_predicted_interval(
 def test_every_setting_has_a_reason_and_so_has_every_rejected_engine() -> None:
     made = planned(wanted(settings={"threads": 1, "ENABLE_CPU_PINNING": "NO"}))
     assert [one.name for one in made.replicas[0].settings if not one.reason] == []
-    assert [one.what for one in made.rejected] == ["engine vllm", "engine fake"]
+    assert [one.what for one in made.rejected] == ["engine fake"]
     assert "gguf" in made.rejected[0].reason
 
 
@@ -207,7 +207,7 @@ def test_timeouts_come_from_the_deployment_and_startup_from_the_load() -> None:
 
 
 def test_an_unknown_architecture_is_refused_by_every_engine_with_its_reason() -> None:
-    with pytest.raises(CannotPlan, match=r"openvino: serves llama, qwen2, qwen3, not gemma; .*not gemma\); fake: "):
+    with pytest.raises(CannotPlan, match=r"openvino: serves llama, qwen2, qwen3, not gemma; fake: "):
         planned(wanted(), card=msgspec.structs.replace(SMOLLM2, architecture="gemma"))
 
 
@@ -309,6 +309,28 @@ def test_a_card_that_does_not_tell_its_kv_cache_is_refused_with_its_words() -> N
     card = msgspec.structs.replace(SMOLLM2, kv_values_per_token=None, kv_unknown_because="it keeps a state")
     with pytest.raises(CannotPlan, match=r"KV cache is unknown \(it keeps a state\)"):
         planned(wanted(), card=card)
+
+
+def test_on_a_machine_with_avx2_the_packaged_model_could_run_on_every_engine_that_takes_its_format() -> None:
+    made = plan(wanted(), GGUF, SMOLLM2, MACHINE, engines())
+    assert made.replicas[0].engine == "openvino"
+    reasons = {one.what: one.reason for one in made.rejected}
+    assert reasons["engine llama.cpp"].startswith("openvino comes first in the order of preference; it would take ")
+    assert reasons["engine vllm"].startswith("serves huggingface, not gguf")
+
+
+def test_what_only_llama_cpp_reads_is_planned_for_it() -> None:
+    card = msgspec.structs.replace(SMOLLM2, weight_bytes={"Q5_0": 90_000_000, "F32": 140_544})
+    made = plan(wanted(), GGUF, card, MACHINE, engines())
+    assert made.replicas[0].engine == "llama.cpp"
+    assert "not 90 MB of Q5_0" in made.rejected[0].reason
+
+
+def test_llama_cpp_leaves_a_core_to_the_others_and_openvino_takes_all() -> None:
+    def threads(engine: str) -> object:
+        return plan(wanted(engine=engine), GGUF, SMOLLM2, MACHINE, engines()).replicas[0].setting("threads")
+
+    assert (threads("llama.cpp"), threads("openvino")) == (1, 2)
 
 
 def test_an_engine_without_a_card_gets_the_operators_settings_and_nothing_else() -> None:

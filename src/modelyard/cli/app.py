@@ -10,7 +10,7 @@ import sys
 import typer
 from typer.exceptions import TyperException
 
-from modelyard import __version__
+from modelyard import __version__, settings
 from modelyard.cli import engines, keys, models, service
 from modelyard.cli.chat import chat
 from modelyard.cli.completion import completion_of
@@ -73,12 +73,15 @@ def run() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name=settings.load().command)
     except ModelyardError as error:
         complain(error.message, error.hint)
         sys.exit(error.exit_code)
     except TyperException as error:
-        complain(*explained(error))
+        message, hint = explained(error)
+        # A group that was named alone has shown its help by now, and has nothing more to say.
+        if message:
+            complain(message, hint)
         sys.exit(2)
     except BrokenPipeError:
         # Whoever read us (`| head`) has enough. What is still buffered must not complain at exit either.

@@ -88,7 +88,7 @@ def _chosen(admin: Admin, name: str | None) -> DeploymentView:
 
 
 def _converse(session: Session) -> None:
-    edit_lines(chat_commands.COMMANDS)
+    edit_lines(f"{name} " if slash.takes else name for name, slash in chat_commands.COMMANDS.items())
     say(f"talking to {session.talk.deployment}; /help shows what you can do, Ctrl-D ends")
     while True:
         try:

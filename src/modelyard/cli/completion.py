@@ -184,7 +184,7 @@ _modelyard() {{
         found=(${{(f)"$($words[1] completion names $kind 2>/dev/null)"}})
         compadd -a found
     fi
-    [[ -n $value$kind || $#verbs -eq 0 ]] && _files
+    [[ $kind == models || ( -z $kind && ( -n $value || $#verbs -eq 0 ) ) ]] && _files
 }}
 if [[ $funcstack[1] == _modelyard ]]; then _modelyard "$@"; else compdef _modelyard {" ".join(PROGRAMS)}; fi"""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
 
 from typer.exceptions import TyperException
 
@@ -25,7 +26,7 @@ def explained(error: TyperException) -> tuple[str, str]:
 
 def _close_option(error: TyperException) -> str:
     found: list[str] = list(getattr(error, "possibilities", None) or ())
-    return " or ".join(sorted(found))
+    return _closest(str(getattr(error, "option_name", "")), found, cutoff=0.0)
 
 
 def _close_verb(message: str, context: object) -> str:
@@ -34,4 +35,8 @@ def _close_verb(message: str, context: object) -> str:
     known: dict[str, object] = getattr(command, "commands", None) or {}
     if unknown is None or not known:
         return ""
-    return " or ".join(difflib.get_close_matches(unknown[1], known, n=2))
+    return _closest(unknown[1], known, cutoff=0.6)
+
+
+def _closest(typed: str, known: Iterable[str], *, cutoff: float) -> str:
+    return next(iter(difflib.get_close_matches(typed, list(known), n=1, cutoff=cutoff)), "")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from modelyard import settings as settings_module
 from modelyard.cli.admin import state_directory
@@ -45,18 +45,24 @@ def list_models(json: Json = False) -> None:
     store = Store(state_directory(), SYSTEM)
     here = {one.name: one for one in store.stored()}
     fetched = [one for one in here.values() if one.name not in ENTRIES]
+    asked_by = {pin.name: pin.reference for pin in store.pins()}
     if json:
         catalogue = [{"name": one.name, "summary": one.summary, "here": one.name in here} for one in ENTRIES.values()]
-        others = [{"name": one.name, "summary": one.lineage, "here": True} for one in fetched]
+        others = [
+            {"name": one.name, "reference": asked_by.get(one.name, one.name), "summary": one.lineage, "here": True}
+            for one in fetched
+        ]
         print_json([*catalogue, *others])
         return
-    table = Table("name", "size", "here", "licence", "what it is", box=None, pad_edge=False)
+    table = Table(Column("name", no_wrap=True), "size", "here", "licence", "what it is", box=None, pad_edge=False)
     for entry in ENTRIES.values():
         is_here = "yes" if entry.name in here else "no"
         table.add_row(entry.name, show(entry.file.size_bytes), is_here, entry.licence, entry.summary)
     for one in fetched:
-        table.add_row(one.name, show(one.size_bytes), "in place" if one.place else "yes", one.licence, one.lineage)
-    OUT.print(table)
+        name, is_here = asked_by.get(one.name, one.name), "in place" if one.place else "yes"
+        table.add_row(name, show(one.size_bytes), is_here, one.licence, one.lineage)
+    # Wider than a pipe's 80 columns where names need it: they are there to be copied.
+    OUT.print(table, width=max(OUT.width, 120))
     say("others are named by a path, or by where they are: hf://org/name:Q4_K_M, ollama://name, https://.../x.gguf")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import msgspec
 from rich.console import Console
@@ -10,8 +11,10 @@ from rich.console import Console
 from modelyard import settings
 from modelyard.cli.visible import visible
 
+WIDE_COLUMNS = 250
 # A log may hold `:smile:` and JSON may hold `:1:`: what is printed is what was said.
-OUT = Console(highlight=False, soft_wrap=True, emoji=False)
+# Where nobody looks, rows are not folded to a screen's width: `| grep` reads lines.
+OUT = Console(highlight=False, soft_wrap=True, emoji=False, width=None if sys.stdout.isatty() else WIDE_COLUMNS)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 _COMMAND = re.compile(
     r"\bmodelyard (?=chat|completion|doctor|down|engines|gateway|keys|logs|models|plan|restart|schema|service|status|up"

@@ -130,7 +130,7 @@ def _to_do(one: ToDo) -> Text:
 
 def _table(found: Status) -> Table:
     table = Table(box=None, pad_edge=False)
-    for column in ("deployment", "route", "replica", "phase", "now", "KV cache", "last minute", "proved"):
+    for column in ("deployment", "route", "replica", "phase", "now", "KV", "last minute", "proved"):
         table.add_column(column)
     traffic = {one.deployment: one for one in found.traffic}
     for view in found.deployments:
@@ -167,13 +167,13 @@ def _load(replica: ReplicaView) -> tuple[str, str]:
 
 
 def _proved(evidence: tuple[Evidence, ...]) -> str:
-    """`19/19, good for 7 d`"""
+    """`19/19 for 7 d`"""
     if not evidence:
         return "not yet"
     now = time.time()
     green = sum(one.verdict == "green" and now < one.expires_at for one in evidence)
     left_s = expires_in_s(evidence, now) or 0.0
-    return f"{green}/{len(evidence)}, " + (f"good for {ago(left_s)}" if left_s > 0 else "expired")
+    return f"{green}/{len(evidence)} " + (f"for {ago(left_s)}" if left_s > 0 else "expired")
 
 
 def _evidence(view: DeploymentView) -> Table:

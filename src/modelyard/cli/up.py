@@ -14,22 +14,18 @@ import typer
 from modelyard import settings as settings_module
 from modelyard.cli import following, telling_systemd
 from modelyard.cli.admin import Admin, listening, running, state_directory
-from modelyard.cli.choosing import PACKAGED, Choice, Outlook, choose, outlook, took_file
+from modelyard.cli.announcing import announce
+from modelyard.cli.choosing import Choice, choose
 from modelyard.cli.keys import MadeKey
 from modelyard.cli.options import WHAT, Json
 from modelyard.cli.output import OUT, say, tilde
 from modelyard.cli.prepare import prepare
 from modelyard.cli.seven_steps import SevenSteps
 from modelyard.cli.starting import StartedYard, start_yard
-from modelyard.clock import SYSTEM
 from modelyard.control import wanted as desired
 from modelyard.control.key_log import ListedKey
 from modelyard.control.views import Reloaded
-from modelyard.engines.registry import engine as engine_called
-from modelyard.engines.registry import engines
 from modelyard.errors import EngineFailed, ModelyardError, UsageError
-from modelyard.models.store import Store
-from modelyard.node.environments import list_environments
 from modelyard.records.base import Record
 from modelyard.records.listening import Listening
 from modelyard.spec.deployment import Deployment, DeploymentFile, Gateway, Tls, default_deployment, load_file
@@ -75,7 +71,7 @@ def up(
     with _terminated_like_interrupted(), contextlib.ExitStack() as cleaning:
         found = listening(state)
         if not json:
-            _explain(choice, file, state, settings, found, detached=detach)
+            announce(choice, file, state, settings, serving=found is not None, detached=detach)
         if found is not None and asked:
             raise UsageError(f"{found.url} serves already: where it listens cannot be changed", hint="modelyard down")
         started = _start(state, file, insecure=insecure_listen) if found is None else None
@@ -111,39 +107,6 @@ def _wanted_file(choice: Choice, name: str | None, engine: str | None, asked: di
         raise UsageError("--name and --engine are for one deployment", hint="write them into the file")
     changed = msgspec.structs.replace(first, name=_checked_name(name or first.name), engine=engine or first.engine)
     return msgspec.structs.replace(file, deployments=(changed,))
-
-
-def _explain(
-    choice: Choice,
-    file: DeploymentFile,
-    state: StateDirectory,
-    settings: settings_module.Settings,
-    found: Listening | None,
-    *,
-    detached: bool,
-) -> None:
-    """Who named nothing is told what that means, before it happens; where nobody reads, only what was not expected."""
-    if choice.named:
-        return
-    if choice.is_file:
-        say(took_file(choice, len(file.deployments), settings.command))
-    elif found is None and OUT.is_terminal:
-        [deployment] = file.deployments
-        chosen = engine_called(deployment.engine) if deployment.engine != "auto" else engines()[0]
-        here = {one.name for one in Store(state, SYSTEM).stored()} | {one.engine for one in list_environments(state)}
-        scheme = "http" if file.gateway.tls is None else "https"
-        ours = ", for this machine only" if file.gateway.host == "127.0.0.1" else ""
-        look = Outlook(
-            command=settings.command,
-            state=tilde(str(state.root)),
-            address=f"{scheme}://{file.gateway.host}:{file.gateway.port}/v1{ours}",
-            engine=chosen.name,
-            requirements=chosen.requirements,
-            entry=PACKAGED,
-            here=here,
-            detached=detached,
-        )
-        say("\n".join(outlook(look, choice.nearby)) + "\n")
 
 
 def _checked_name(name: str) -> str:

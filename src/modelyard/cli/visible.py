@@ -8,25 +8,16 @@ from __future__ import annotations
 
 import re
 
-# C0 controls have pictures of their own (U+2400 and on); C1 controls, and characters that reorder or hide their
-# neighbours (bidirectional controls, U+2028 and U+2029, interlinear annotations), are shown by number.
+# C0 controls have pictures of their own (U+2400 and on); C1 controls, and characters that reorder text or break lines
+# unseen, are shown by number. The marks of right-to-left writing (U+061C, U+200E, U+200F) only help it, and stay.
 _KEPT = "\n\t"
+_REORDERING = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_BREAKING = (0x2028, 0x2029, *range(0xFFF9, 0xFFFC))
 _UNSAFE: dict[int, str] = {
     **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in _KEPT},
     0x7F: "\u2421",
     **{code: f"<{code:02X}>" for code in range(0x80, 0xA0)},
-    **{
-        code: f"<{code:04X}>"
-        for code in (
-            0x061C,
-            *range(0x200E, 0x2010),
-            *range(0x2028, 0x202F),
-            *range(0x2066, 0x206A),
-            0xFFF9,
-            0xFFFA,
-            0xFFFB,
-        )
-    },
+    **{code: f"<{code:04X}>" for code in (*_REORDERING, *_BREAKING)},
     # A lone surrogate cannot be written as UTF-8 at all.
     **{code: "\ufffd" for code in range(0xD800, 0xE000)},
 }

@@ -7,9 +7,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from modelyard.clock import SYSTEM, Clock
-from modelyard.errors import UsageError
+from modelyard.errors import ModelRefused, ModelyardError, UsageError
 from modelyard.models.catalogue import ENTRIES, Entry
-from modelyard.models.gate import check_folder
+from modelyard.models.gate import FORBIDDEN_SUFFIXES, check_folder
 from modelyard.models.hashing import Progress, no_progress
 from modelyard.models.reader import read_card
 from modelyard.models.references import parse_hub, parse_object, parse_ollama, scheme_of
@@ -147,9 +147,7 @@ def _wanted(entry: Entry, now: float) -> StoredArtifact:
 
 def _local_file(path: Path, store: Store, on_progress: Progress) -> Artifact:
     if path.suffix.lower() != ".gguf":
-        raise UsageError(
-            f"{path} is no model file", hint="a model file is named *.gguf; a model folder has config.json"
-        )
+        raise _no_model_file(path)
     read_card(path)
     return Artifact(
         name=path.stem,
@@ -159,6 +157,17 @@ def _local_file(path: Path, store: Store, on_progress: Progress) -> Artifact:
         size_bytes=path.stat().st_size,
         lineage="local file, used in place",
     )
+
+
+def _no_model_file(path: Path) -> ModelyardError:
+    if reason := FORBIDDEN_SUFFIXES.get(path.suffix.lower()):
+        hint = "use the safetensors or GGUF form of this model: the same name with GGUF behind it is often on the hub"
+        return ModelRefused(f"{path} is refused: {reason}", hint=hint)
+    if path.suffix.lower() == ".safetensors":
+        return UsageError(
+            f"{path} is a part of a model", hint=f"name its folder, which holds config.json: {path.parent}"
+        )
+    return UsageError(f"{path} is no model file", hint="a model file is named *.gguf; a model folder has config.json")
 
 
 def _local_folder(folder: Path, store: Store, on_progress: Progress) -> Artifact:
