@@ -62,7 +62,7 @@ class Report(Record, tag_field="schema", tag="doctor/v1"):
 
 def doctor(
     measure_now: Annotated[
-        bool, typer.Option("--measure", help="Measure memory, kernels and layers again; takes about 20 s.")
+        bool, typer.Option("--measure", help="Measure memory, kernels and layers now; takes less than a minute.")
     ] = False,
     json: Json = False,
 ) -> None:
