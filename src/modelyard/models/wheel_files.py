@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from modelyard.errors import EnvironmentFailed
@@ -15,14 +14,14 @@ from modelyard.settings import Settings
 POLL_S = 0.2
 
 
-def fetch_wheels(
-    requirements: Sequence[str], size_bytes: int, folder: Path, settings: Settings, on_progress: Progress
-) -> list[Path]:
-    """The wheel of each requirement (`name==version`) for this Python and machine, and nothing that it depends on.
+def fetch_wheels(lock: str, size_bytes: int, folder: Path, settings: Settings, on_progress: Progress) -> list[Path]:
+    """The wheel for this Python and machine of everything that a lock file names, held to its hashes, and nothing else.
     `size_bytes` is about what will arrive; `folder` is empty before. Raises EnvironmentFailed in the client's words."""
-    wheels, scratch, errors = folder / "wheels", folder / "tmp", folder / "pip.log"
+    wheels, scratch, errors, names = folder / "wheels", folder / "tmp", folder / "pip.log", folder / "lock.txt"
     scratch.mkdir()
-    arguments = ["download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(wheels), *requirements]
+    names.write_text(lock)
+    arguments = ["download", "--quiet", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
+    arguments += ["--dest", str(wheels), "--requirement", str(names)]
     environ = pip_environ(settings.index, settings.environ) | {"TMPDIR": str(scratch)}
     with errors.open("wb") as log, pip_process(arguments, environ, cwd=folder, stderr=log.fileno()) as child:
         while child.poll() is None:
