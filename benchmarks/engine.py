@@ -2,8 +2,8 @@
 and cores, in interleaved pairs. Exits 1 where the lower bound of the ratio is under the budget.
 
 By itself it starts the OpenVINO engine server and `modelyard gateway` before it; `--engine-url` with `--gateway-url`,
-`--key` and `--model` measures a pair that runs already. Each half of each pair gets fresh prompts of one make, so that
-the prefix cache helps both alike; the half that goes first alternates."""
+`--key` and `--model` measures a pair that runs already. Every request has a fresh prompt of one make, so that the
+prefix cache helps both alike; within a pair the two halves take turns, request by request."""
 
 from __future__ import annotations
 
@@ -78,24 +78,30 @@ class Contest:
 
     def pairs(self, concurrency: int) -> list[Pair]:
         chance = random.Random(f"{self.chosen.seed}/{concurrency}")
-        self._tokens_per_s(self.direct, concurrency, prompts(chance, concurrency))
-        self._tokens_per_s(self.gateway, concurrency, prompts(chance, concurrency))
+        for subject in (self.direct, self.gateway):
+            self._turn(subject, concurrency, chance)
         return [self._pair(number, concurrency, chance) for number in range(self.chosen.pairs)]
 
     def _pair(self, number: int, concurrency: int, chance: random.Random) -> Pair:
-        halves = [self.direct, self.gateway]
-        speeds: dict[str, float] = {}
-        for subject in halves[:: 1 if number % 2 == 0 else -1]:
-            fresh = prompts(chance, concurrency * self.chosen.requests_per_client)
-            speeds[subject.name] = self._tokens_per_s(subject, concurrency, fresh)
-        pair = Pair(speeds["direct"], speeds["gateway"])
+        """The two halves take turns, a request of each client at a time, a b b a a b ...: these machines change their
+        speed by a tenth within seconds, and that shall meet both halves alike."""
+        tokens, elapsed_s = dict.fromkeys(("direct", "gateway"), 0.0), dict.fromkeys(("direct", "gateway"), 0.0)
+        for turn in range(self.chosen.requests_per_client):
+            first_is_direct = (number + turn) % 2 == 0
+            for subject in (self.direct, self.gateway)[:: 1 if first_is_direct else -1]:
+                result = self._turn(subject, concurrency, chance)
+                tokens[subject.name] += result["tokens"]
+                elapsed_s[subject.name] += result["elapsed_s"]
+        pair = Pair(tokens["direct"] / elapsed_s["direct"], tokens["gateway"] / elapsed_s["gateway"])
         progress = (
             f"{concurrency} clients, pair {number + 1}: direct {pair.direct:.1f}, gateway {pair.gateway:.1f} tok/s"
         )
         print(progress, file=sys.stderr, flush=True)
         return pair
 
-    def _tokens_per_s(self, subject: Subject, concurrency: int, fresh: list[str]) -> float:
+    def _turn(self, subject: Subject, concurrency: int, chance: random.Random) -> dict[str, float]:
+        """One request of each client, all at once: tokens, and seconds until the last byte."""
+        fresh = prompts(chance, concurrency)
         job = Chats(subject.address, subject.key, subject.model, concurrency, self.chosen.max_tokens, fresh)
         try:
             result = self.generator.run(job)
@@ -103,7 +109,7 @@ class Contest:
             raise WrongResult(f"{subject.name}: {error}") from None
         if subject.journal is not None and len(subject.journal.new_records()) != len(fresh):
             raise WrongResult(f"gateway: its journal does not have one record for each of {len(fresh)} requests")
-        return result["tokens"] / result["elapsed_s"]
+        return result
 
 
 def keep_to_cores(count: int) -> list[int]:
@@ -130,6 +136,8 @@ def openvino_server(folder: Path, chosen: argparse.Namespace) -> Generator[Subje
         "max_queued": 64,
         "context_tokens": 8192,
         "prefix_cache": True,
+        "speculative_tokens": 0,
+        "draft_model": "",
         "properties": {
             "INFERENCE_PRECISION_HINT": "f32",
             "KV_CACHE_PRECISION": "u8",
@@ -190,7 +198,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--state", type=Path, help="where an installed environment and model are looked for")
     parser.add_argument("--concurrency", type=int, action="append", help="default: 1, 4 and 8")
     parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--requests-per-client", type=int, default=8)
+    parser.add_argument("--requests-per-client", type=int, default=8, help="in each half of a pair: so many turns")
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--cores", type=int, default=2, help="client, gateway and engine share so many")
     parser.add_argument("--seed", default="modelyard")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
+from dataclasses import dataclass
+from itertools import pairwise
 from time import perf_counter
 
 import msgspec
 
 from benchmarks.gateway_texts import DONE
 from benchmarks.jobs import WrongResult, answer_jobs
-from benchmarks.wire import Connection, connect, events_of, post
+from benchmarks.wire import Connection, arrivals, connect, events_of, post
 
 
 class Chats(msgspec.Struct):
@@ -26,19 +28,35 @@ class Chats(msgspec.Struct):
 
 
 class ChatsResult(msgspec.Struct):
-    """Tokens are the engine's own count; `elapsed_s` runs from the first byte sent to the last received."""
+    """Tokens are the engine's own count; `elapsed_s` runs from the first byte sent to the last received. The lists are
+    in the order of the prompts: the time to the first text, the longest time between two pieces of text, the text."""
 
     tokens: int
     elapsed_s: float
     first_token_s: list[float]
+    longest_gap_s: list[float]
+    answers: list[str]
 
 
 class Usage(msgspec.Struct):
     completion_tokens: int
 
 
+class Delta(msgspec.Struct):
+    content: str | None = None
+
+
+class Choice(msgspec.Struct):
+    delta: Delta = msgspec.field(default_factory=Delta)
+
+
 class Event(msgspec.Struct):
+    choices: list[Choice] = msgspec.field(default_factory=list[Choice])
     usage: Usage | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(choice.delta.content or "" for choice in self.choices)
 
 
 def completion_tokens(body: bytes) -> int:
@@ -52,39 +70,71 @@ def completion_tokens(body: bytes) -> int:
     return usage.completion_tokens
 
 
+@dataclass(frozen=True)
+class Told:
+    """One finished stream."""
+
+    tokens: int
+    first_token_s: float
+    longest_gap_s: float
+    text: str
+
+
+def told(connection: Connection) -> Told:
+    """Raises WrongResult where the stream is not whole or said nothing."""
+    if connection.status != 200:
+        raise WrongResult(f"status {connection.status}: {connection.body[:300]!r}")
+    tokens = completion_tokens(connection.body)
+    events = [msgspec.json.decode(raw.removeprefix(b"data:"), type=Event) for raw in events_of(connection.body)[:-1]]
+    # [DONE] has no text and no place in `events`; its arrival is the last.
+    spoken = [at for at, event in zip(arrivals(connection.pieces), events, strict=False) if event.text]
+    if not spoken:
+        raise WrongResult(f"a stream without text: {connection.body[-300:]!r}")
+    gaps = [later - earlier for earlier, later in pairwise(spoken)]
+    text = "".join(event.text for event in events)
+    return Told(tokens, spoken[0] - connection.sent_at, max(gaps, default=0.0), text)
+
+
 async def run(job: Chats) -> ChatsResult:
-    waiting = deque(post(job.address, "/v1/chat/completions", job.key, _body(job, prompt)) for prompt in job.prompts)
+    waiting = deque(enumerate(job.prompts))
     finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    tokens: list[int] = []
-    first_token_s: list[float] = []
+    answers: dict[int, Told] = {}
 
     def fail(reason: str) -> None:
         if not finished.done():
             finished.set_exception(WrongResult(reason))
 
+    def ask(connection: Connection) -> None:
+        connection.tag, prompt = waiting.popleft()
+        connection.send(post(job.address, "/v1/chat/completions", job.key, _body(job, prompt)))
+
     def done(connection: Connection) -> None:
-        if connection.status != 200:
-            return fail(f"status {connection.status}: {connection.body[:300]!r}")
         try:
-            tokens.append(completion_tokens(connection.body))
-        except WrongResult as error:
+            answers[connection.tag] = told(connection)
+        except (WrongResult, msgspec.MsgspecError) as error:
             return fail(str(error))
-        first_token_s.append(connection.pieces[0][0] - connection.sent_at)
         if waiting:
-            connection.send(waiting.popleft())
-        elif len(tokens) == len(job.prompts) and not finished.done():
+            ask(connection)
+        elif len(answers) == len(job.prompts) and not finished.done():
             finished.set_result(None)
 
     clients = [await connect(job.address, done, fail) for _ in range(job.concurrency)]
     began = perf_counter()
     for client in clients[: len(job.prompts)]:
-        client.send(waiting.popleft())
+        ask(client)
     await finished
     elapsed_s = perf_counter() - began
     for client in clients:
         client.transport.abort()
     await asyncio.sleep(0)
-    return ChatsResult(sum(tokens), elapsed_s, first_token_s)
+    in_order = [answers[number] for number in range(len(job.prompts))]
+    return ChatsResult(
+        tokens=sum(one.tokens for one in in_order),
+        elapsed_s=elapsed_s,
+        first_token_s=[one.first_token_s for one in in_order],
+        longest_gap_s=[one.longest_gap_s for one in in_order],
+        answers=[one.text for one in in_order],
+    )
 
 
 def _body(job: Chats, prompt: str) -> bytes:

@@ -58,14 +58,15 @@ def ratio_interval(numerators: Sequence[float], denominators: Sequence[float]) -
 @dataclass(frozen=True, slots=True)
 class Budget:
     """`metric` of a subject, compared per round with `against` (`over`: divided by it, `less`: minus it, `alone`: not
-    compared), may not exceed `limit`; the rounds are summed up by their median or their maximum."""
+    compared), may not exceed `limit` (None: printed, not judged). Rounds are summed up by their median, their maximum,
+    or the `upper` end of the ratio's 95 % interval."""
 
     row: str
     metric: str
     limit: float | None
     compare: Literal["over", "less", "alone"]
     against: str = ""
-    rounds: Literal["median", "maximum"] = "median"
+    rounds: Literal["median", "maximum", "upper"] = "median"
 
     def compared(self, samples: Samples, subject: str) -> list[float]:
         mine = samples[self.metric][subject]
@@ -78,10 +79,13 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
+    """`interval` is that of a ratio over at least two rounds."""
+
     budget: Budget
     subject: str
     spread: Spread
     judged: float
+    interval: Interval | None = None
 
     @property
     def within(self) -> bool:
@@ -89,8 +93,16 @@ class Verdict:
 
 
 def judge(budget: Budget, samples: Samples, subject: str) -> Verdict:
-    spread = Spread.of(budget.compared(samples, subject))
-    return Verdict(budget, subject, spread, spread.high if budget.rounds == "maximum" else spread.median)
+    """Raises ValueError where the interval is to be judged and there are not two rounds."""
+    compared = budget.compared(samples, subject)
+    spread, interval = Spread.of(compared), None
+    if budget.compare == "over" and (len(compared) > 1 or budget.rounds == "upper"):
+        interval = ratio_interval(compared, [1.0] * len(compared))
+    if budget.rounds == "upper":
+        if interval is None:
+            raise ValueError("only a ratio has an interval")
+        return Verdict(budget, subject, spread, interval.high, interval)
+    return Verdict(budget, subject, spread, spread.high if budget.rounds == "maximum" else spread.median, interval)
 
 
 def rotated(subjects: Sequence[str], round_number: int) -> list[str]:

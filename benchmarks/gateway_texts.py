@@ -54,6 +54,23 @@ def expected_stream(stream: int, events: int) -> bytes:
     return b"".join(stream_event(stream, index, events) for index in range(events)) + DONE
 
 
+def answer_says(body: bytes) -> object:
+    """What a client reads in a plain answer, whatever fields a proxy added or put in another order."""
+    said = json.loads(body)
+    choice, usage = said["choices"][0], said["usage"]
+    return choice["message"]["content"], choice["finish_reason"], usage["prompt_tokens"], usage["completion_tokens"]
+
+
+def stream_says(events: list[bytes]) -> tuple[str, str | None, bool]:
+    """What a client reads in a stream: its text, the finish reason, and whether it ended as a whole one does."""
+    text, finish = "", None
+    for event in events[:-1]:
+        for choice in json.loads(event.removeprefix(b"data:"))["choices"]:
+            text += choice["delta"].get("content") or ""
+            finish = choice.get("finish_reason") or finish
+    return text, finish, events[-1:] == [DONE]
+
+
 def unary_body(model: str, size_bytes: int) -> bytes:
     """A chat request of exactly `size_bytes`: a system message and turns of at most 4 KB."""
     messages = [{"role": "system", "content": "You are a helpful assistant. Answer briefly."}]

@@ -54,7 +54,7 @@ class StallProbe:
 @contextlib.contextmanager
 def probing(subject: Subject) -> Generator[StallProbe]:
     """Raises CannotMeasure where the subject's health path does not answer."""
-    assert subject.pid is not None
+    assert subject.pid is not None and subject.health is not None
     probe, stop = StallProbe(subject), threading.Event()
     busiest = max(tree(subject.pid), key=lambda pid: cpu_ns([pid]))
     thread = threading.Thread(target=probe.run, args=(stop, busiest))

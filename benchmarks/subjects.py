@@ -113,26 +113,35 @@ class Journal:
 @dataclass(frozen=True)
 class Subject:
     """Something that answers chat requests at `address`. `pid` is the root of its processes (None: the engine itself);
-    `health` a path that it answers without the engine."""
+    `health` a path that it answers without the engine (None: its stalls are not looked for). `rewritten`: it decodes
+    answers and encodes them again. `share` of the common load is what it gets, so that a slow one ends in minutes."""
 
     name: str
     address: str
     pid: int | None = None
     model: str = MODEL
     key: str = "mk_none"
-    health: str = "/health"
+    health: str | None = "/health"
     journal: Journal | None = None
+    rewritten: bool = False
+    share: float = 1.0
 
 
 @contextlib.contextmanager
 def child(
-    argv: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+    argv: Sequence[str], log: Path, environment: Mapping[str, str] | None = None, cwd: str | None = None
 ) -> Generator[subprocess.Popen[bytes]]:
     """A process in its own group; the group ends with the block."""
     with log.open("ab") as output:
         try:
             process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, env=environment
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                env=environment,
+                cwd=cwd,
             )
         except OSError as error:
             raise CannotMeasure(f"{argv[0]} does not start: {error.strerror}") from error
@@ -223,9 +232,11 @@ def command(description: str, folder: Path, upstream: Upstream) -> Generator[Sub
         yield subject
 
 
-def wait_until_it_answers(subject: Subject, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_it_answers(
+    subject: Subject, process: subprocess.Popen[bytes], log: Path, within_s: float = READY_WITHIN_S
+) -> None:
     """Until one chat request gets its 200 through the subject."""
-    deadline = time.monotonic() + READY_WITHIN_S
+    deadline = time.monotonic() + within_s
     last = "no connection"
     while time.monotonic() < deadline and process.poll() is None:
         try:

@@ -37,6 +37,7 @@ class Command:
 
     state: Path
     program: tuple[str, ...] = ("-m", "modelyard")
+    timeout_s: float = TIMEOUT_S
 
     def __call__(self, *arguments: str, cwd: Path | None = None, check: bool = False) -> Finished:
         ended = subprocess.run(
@@ -46,7 +47,7 @@ class Command:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=TIMEOUT_S,
+            timeout=self.timeout_s,
         )
         finished = Finished(ended.returncode, ended.stdout, ended.stderr)
         assert not check or finished.code == 0, finished

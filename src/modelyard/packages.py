@@ -1,12 +1,16 @@
-"""The package client: how uv is found, and how our index settings reach it. The one place that knows uv's variables."""
+"""The package clients: how uv and pip are found, how our index settings reach them, and that no credential of theirs is
+repeated. The one place that knows their variables."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import unquote
 
 from modelyard.errors import EnvironmentFailed
 from modelyard.settings import PackageIndex
@@ -23,7 +27,11 @@ _REPLACED = (
     "UV_FIND_LINKS",
     "UV_OFFLINE",
 )
+# Shorter ones are hidden in addresses only: elsewhere they would hide half of every sentence.
+_SHORTEST_SECRET = 4
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 # An activated venv, or a project's environment, is where uv would install if it saw one of these.
+_MISLEADING_PIP = ("PIP_TARGET", "PIP_PREFIX", "PIP_USER", "PIP_REQUIRE_VIRTUALENV", "PIP_REQUIREMENT", "PIP_DEST")
 _MISLEADING = ("VIRTUAL_ENV", "CONDA_PREFIX", "UV_PROJECT_ENVIRONMENT", "UV_SYSTEM_PYTHON", "PYTHONPATH", "PYTHONHOME")
 
 
@@ -68,19 +76,67 @@ def uv_environ(index: PackageIndex, base: Mapping[str, str]) -> dict[str, str]:
     return env
 
 
+def pip_environ(index: PackageIndex, base: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a pip process: uv's, and the same index settings in pip's own variables."""
+    env = {name: value for name, value in uv_environ(index, base).items() if name not in _MISLEADING_PIP}
+    told = {
+        "PIP_INDEX_URL": index.index_url,
+        "PIP_EXTRA_INDEX_URL": " ".join(index.extra_index_urls),
+        "PIP_FIND_LINKS": " ".join(index.find_links),
+        "PIP_CERT": index.certificate,
+        "PIP_NO_INDEX": "1" if index.offline else "",
+    }
+    env |= {name: value for name, value in told.items() if value}
+    return env | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PIP_NO_CACHE_DIR": "1"}
+
+
 @contextmanager
 def uv_process(
+    arguments: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    cwd: Path,
+    stderr: int,
+    stdout: int = subprocess.DEVNULL,
+    pass_fds: Sequence[int] = (),
+) -> Generator[subprocess.Popen[bytes]]:
+    """A running uv, its words going to the file descriptors `stderr` and `stdout`. It ends with us, also when we are
+    killed; leaving the block ends it too. It inherits `pass_fds`."""
+    command = [*uv_command(), *arguments]
+    with _tethered(command, environ, cwd, stderr=stderr, stdout=stdout, pass_fds=pass_fds) as child:
+        yield child
+
+
+@contextmanager
+def pip_process(
     arguments: Sequence[str], environ: Mapping[str, str], *, cwd: Path, stderr: int
 ) -> Generator[subprocess.Popen[bytes]]:
-    """A running uv, its words going to the file descriptor `stderr`. It ends with us, also when we are killed;
-    leaving the block ends it too."""
+    """Like `uv_process`, for the one thing that uv cannot do: bring wheels as files. Where our own environment has no
+    pip (uv's have none), uv brings one for the moment."""
+    ours = find_spec("pip") is not None
+    pip = [sys.executable, "-m"] if ours else [*uv_command(), "tool", "run", "--python", sys.executable]
+    with _tethered([*pip, "pip", *arguments], environ, cwd, stderr=stderr) as child:
+        yield child
+
+
+@contextmanager
+def _tethered(
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    cwd: Path,
+    *,
+    stderr: int,
+    stdout: int = subprocess.DEVNULL,
+    pass_fds: Sequence[int] = (),
+) -> Generator[subprocess.Popen[bytes]]:
     child = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(_TETHERED), *uv_command(), *arguments],
+        [sys.executable, "-I", "-S", str(_TETHERED), *command],
         cwd=cwd,
         env=environ,
         stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
+        stdout=stdout,
         stderr=stderr,
+        pass_fds=pass_fds,
     )
     try:
         yield child
@@ -88,6 +144,26 @@ def uv_process(
         assert child.stdin is not None
         child.stdin.close()
         child.wait(STOP_S)
+
+
+def masked(text: str, index: PackageIndex, environ: Mapping[str, str]) -> str:
+    """`text` without the credentials of any address: what stands before an `@`, and the passwords of the index and
+    proxy settings wherever they appear. uv itself hides passwords only, and not in everything that it repeats."""
+    for secret in sorted(_secrets(index, environ), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return re.sub(r"(?<=://)[^/\s'\"`<>]+@", "***@", text)
+
+
+def _secrets(index: PackageIndex, environ: Mapping[str, str]) -> set[str]:
+    addresses = [index.index_url, *index.extra_index_urls, *index.find_links, *environ.get("UV_INDEX", "").split()]
+    addresses += [value for name, value in environ.items() if name.upper() in _PROXIES]
+    found = {value for name, value in environ.items() if re.fullmatch(r"UV_INDEX_.*_PASSWORD", name)}
+    for address in addresses:
+        # Of `user:p/w@host` a parser takes the `/` for the end of the host; people write such passwords all the same.
+        user, _, password = address.partition("://")[2].rpartition("@")[0].partition(":")
+        # A name alone is a token.
+        found |= {password or user, unquote(password or user)}
+    return {secret for secret in found if len(secret) >= _SHORTEST_SECRET}
 
 
 def explain_uv_failure(stderr: str) -> tuple[str, str]:

@@ -37,9 +37,19 @@ class StateDirectory:
         return self.root / "store"
 
     @property
+    def wheels(self) -> Path:
+        """Packages that came with an unpacked deployment: environments are made of them where no index can be asked."""
+        return self.root / "wheels"
+
+    @property
     def environments(self) -> Path:
         """Engines' isolated installations: node.environments."""
         return self.root / "environments"
+
+    @property
+    def package_cache(self) -> Path:
+        """What uv has fetched for environments, on their own disk so that files are linked: node.package_cache."""
+        return self.root / "package-cache" / "uv"
 
     @property
     def deployments(self) -> Path:
@@ -50,6 +60,11 @@ class StateDirectory:
     def evidence(self) -> Path:
         """What was proved, one folder per deployment: verify."""
         return self.root / "evidence"
+
+    @property
+    def conformance(self) -> Path:
+        """What the conformance kit last found, one file per engine: verify.conformance."""
+        return self.root / "conformance"
 
     @property
     def journal(self) -> Path:
@@ -98,6 +113,16 @@ class StateDirectory:
     def rendezvous(self) -> Path:
         """The unix socket that yard owns, shims dial, and control accepts on."""
         return self.sockets / "shims.sock"
+
+    @property
+    def rates(self) -> Path:
+        """How fast this machine is: hardware.rates."""
+        return self.root / "rates.json"
+
+    @property
+    def rates_lock(self) -> Path:
+        """Held while this machine is measured: two measurements at once would see each other."""
+        return self.root / "rates.lock"
 
     @property
     def sockets(self) -> Path:

@@ -71,6 +71,8 @@ def start(python: str, model: str, folder: Path, environment: dict[str, str] | N
         "max_queued": 4,
         "context_tokens": 8192,
         "prefix_cache": True,
+        "speculative_tokens": 0,
+        "draft_model": "",
         "properties": {
             "INFERENCE_PRECISION_HINT": "f32",
             "KV_CACHE_PRECISION": "u8",

@@ -66,6 +66,8 @@ def _configuration(model: str, listen: str) -> dict[str, object]:
         "max_queued": 64,
         "context_tokens": CONTEXT_TOKENS,
         "prefix_cache": True,
+        "speculative_tokens": 0,
+        "draft_model": "",
         "properties": {
             "INFERENCE_PRECISION_HINT": "f32",
             "KV_CACHE_PRECISION": "u8",

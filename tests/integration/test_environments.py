@@ -2,50 +2,34 @@
 
 from __future__ import annotations
 
-import base64
 import errno
-import hashlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
-import zipfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.package_index import lock_of, serve, wheel
+
+from modelyard import packages
 from modelyard.engines.contract import Installed, Requirements
 from modelyard.errors import EnvironmentFailed
 from modelyard.node import installing
-from modelyard.node.environments import MARKER, InstallProgress, ensure, list_environments, remove
-from modelyard.node.installing import explain, gpu_packages
+from modelyard.node.environments import ensure, list_environments, remove
+from modelyard.node.installing import Uv, explain
+from modelyard.node.making import MARKER, InstallProgress
 from modelyard.packages import uv_command
 from modelyard.settings import PackageIndex
 from modelyard.state import StateDirectory
 
 Eventually = Callable[..., Awaitable[object]]
-
-
-def wheel(folder: Path, name: str, version: str = "1.0", code: str = "") -> None:
-    """A wheel with one module called like it."""
-    folder.mkdir(exist_ok=True)
-    info = f"{name}-{version}.dist-info"
-    files = {
-        f"{name}.py": code,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    record = ""
-    for path, text in files.items():
-        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
-        record += f"{path},sha256={digest},{len(text.encode())}\n"
-    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
-        for path, text in {**files, f"{info}/RECORD": f"{record}{info}/RECORD,,\n"}.items():
-            archive.writestr(path, text)
 
 
 def needs(*packages: str, module: str = "tinyengine", installed_bytes: int = 1) -> Requirements:
@@ -55,6 +39,11 @@ def needs(*packages: str, module: str = "tinyengine", installed_bytes: int = 1) 
 
 
 TINY = needs("tinyengine==1.0")
+
+
+def locked(requirements: Requirements, wheels: Path, **changes: object) -> Requirements:
+    """With a lock of the wheels in a folder, as they are now."""
+    return msgspec.structs.replace(requirements, lock=lock_of(wheels, *requirements.packages), **changes)
 
 
 @pytest.fixture
@@ -76,10 +65,11 @@ def environ(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def make(state: StateDirectory, index: PackageIndex, environ: dict[str, str]) -> Callable[..., Installed]:
+def make(state: StateDirectory, index: PackageIndex, environ: dict[str, str], wheels: Path) -> Callable[..., Installed]:
     def made(requirements: Requirements = TINY, stages: list[InstallProgress] | None = None) -> Installed:
         told: list[InstallProgress] = [] if stages is None else stages
-        return ensure(requirements, "tiny", state, index, told.append, environ=environ)
+        needed = requirements if requirements.lock else locked(requirements, wheels)
+        return ensure(needed, "tiny", state, index, told.append, environ=environ)
 
     return made
 
@@ -93,7 +83,7 @@ def test_an_environment_is_made_once_and_runs_its_package(
 ) -> None:
     stages: list[InstallProgress] = []
     installed = make(stages=stages)
-    assert [stages[0].stage, stages[-1].stage] == ["environment", "check"]
+    assert [stages[0].stage, stages[-1].stage] == ["environment", "import"]
     subprocess.run([installed.python, "-I", "-c", "import tinyengine"], check=True)
     assert Path(installed.python).is_relative_to(state.environments)
     again: list[InstallProgress] = []
@@ -141,11 +131,11 @@ def test_a_version_that_no_index_has_is_named(make: Callable[..., Installed], st
     assert folders(state) == []
 
 
-def test_an_index_out_of_reach_is_named(state: StateDirectory, environ: dict[str, str]) -> None:
+def test_an_index_out_of_reach_is_named(state: StateDirectory, environ: dict[str, str], wheels: Path) -> None:
     nobody = PackageIndex(index_url="http://127.0.0.1:9/simple")
     environ |= {"UV_HTTP_RETRIES": "0", "UV_HTTP_TIMEOUT": "5", "NO_PROXY": "*"}
     with pytest.raises(EnvironmentFailed, match="cannot be reached") as caught:
-        ensure(TINY, "tiny", state, nobody, lambda _: None, environ=environ)
+        ensure(locked(TINY, wheels), "tiny", state, nobody, lambda _: None, environ=environ)
     assert "MODELYARD_INDEX_URL" in caught.value.hint
     assert folders(state) == []
 
@@ -158,25 +148,90 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
     assert folders(state) == []
 
 
-def test_gpu_packages_in_a_cpu_environment_are_refused_and_removed(
+def test_a_wheel_that_is_not_the_locked_one_is_not_installed(
+    make: Callable[..., Installed], state: StateDirectory, wheels: Path
+) -> None:
+    needed = locked(TINY, wheels)
+    wheel(wheels, "tinyengine", code="import os  # somebody else's\n")
+    with pytest.raises(EnvironmentFailed, match="not the one that the lock names"):
+        make(needed)
+    assert folders(state) == []
+
+
+def test_without_a_lock_nothing_is_installed(
+    state: StateDirectory, index: PackageIndex, environ: dict[str, str]
+) -> None:
+    with pytest.raises(EnvironmentFailed, match=r"the lock of tiny \(cpu\) is not sound: it has no lock"):
+        ensure(TINY, "tiny", state, index, lambda _: None, environ=environ)
+
+
+def test_gpu_packages_in_a_cpu_lock_are_refused_before_anything_is_fetched(
     make: Callable[..., Installed], state: StateDirectory, wheels: Path
 ) -> None:
     wheel(wheels, "nvidia_cublas")
-    with pytest.raises(EnvironmentFailed, match=r"GPU packages: nvidia-cublas==1\.0"):
+    with pytest.raises(EnvironmentFailed, match=r"nvidia-cublas==1\.0 is for GPUs"):
         make(needs("tinyengine==1.0", "nvidia-cublas==1.0"))
     assert folders(state) == []
-    assert gpu_packages(["numpy==2", "nvidia_ml==1", "mynvidia==1"]) == ["nvidia_ml==1"]
+    gpu = msgspec.structs.replace(needs("tinyengine==1.0", "nvidia-cublas==1.0"), build="cuda")
+    assert make(gpu).build == "cuda"
+
+
+def test_gpu_packages_that_came_all_the_same_are_refused_and_removed(
+    make: Callable[..., Installed], state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Uv, "freeze", lambda *_: ("nvidia-cublas==1.0", "tinyengine==1.0"))
+    with pytest.raises(EnvironmentFailed, match=r"GPU packages: nvidia-cublas==1\.0"):
+        make()
+    assert folders(state) == []
+
+
+def test_what_the_lock_does_not_name_is_refused(
+    make: Callable[..., Installed], state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Uv, "freeze", lambda *_: ("stranger==1.0", "tinyengine==1.0"))
+    with pytest.raises(EnvironmentFailed, match=r"its lock does not name: stranger==1\.0"):
+        make()
+    assert folders(state) == []
+
+
+def version_of(installed: Installed) -> str:
+    program = "import importlib.metadata as m; print(m.version('tinyengine'))"
+    return subprocess.run([installed.python, "-I", "-c", program], check=True, capture_output=True, text=True).stdout
+
+
+def test_the_local_build_is_taken_where_the_index_has_it(
+    make: Callable[..., Installed], wheels: Path, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel(wheels, "tinyengine", "1.0+cpu")
+    needed = locked(TINY, wheels, local_builds=("tinyengine",))
+    assert needed.lock.count("--hash") == 2
+    installed = make(needed)
+    assert version_of(installed) == "1.0+cpu\n"
+    remove(installed, state)
+    (wheels / "tinyengine-1.0+cpu-py3-none-any.whl").unlink()
+    with pytest.raises(EnvironmentFailed, match=r"only the build for GPUs of tinyengine==1\.0") as caught:
+        make(needed)
+    assert "tinyengine==1.0+cpu" in caught.value.hint and folders(state) == []
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert version_of(make(needed)) == "1.0\n", "where the plain build is for CPUs"
+
+
+def test_a_local_build_for_gpus_is_refused_before_it_is_fetched(
+    state: StateDirectory, wheels: Path, environ: dict[str, str]
+) -> None:
+    wheel(wheels, "tinyengine", "1.0+cu130")
+    with serve(wheels) as counted:
+        index = PackageIndex(index_url=counted.url)
+        needed = locked(TINY, wheels, local_builds=("tinyengine",))
+        with pytest.raises(EnvironmentFailed, match=r"GPU packages: tinyengine==1\.0\+cu130"):
+            ensure(needed, "tiny", state, index, lambda _: None, environ=environ)
+        assert not [name for name in counted.asked if name.endswith(".whl")]
+    assert folders(state) == []
 
 
 def test_what_an_engine_does_not_name_is_not_installed(make: Callable[..., Installed], wheels: Path) -> None:
     wheel(wheels, "reporter")
-    wheel(wheels, "tinyengine", "3.0")
-    archive = wheels / "tinyengine-3.0-py3-none-any.whl"
-    with zipfile.ZipFile(archive) as old:
-        files = {name: old.read(name) for name in old.namelist()}
-    with zipfile.ZipFile(archive, "w") as new:
-        for name, data in files.items():
-            new.writestr(name, data + b"Requires-Dist: reporter\n" if name.endswith("METADATA") else data)
+    wheel(wheels, "tinyengine", "3.0", requires="reporter")
     installed = make(needs("tinyengine==3.0"))
     assert subprocess.run([installed.python, "-I", "-c", "import reporter"], capture_output=True).returncode == 1
 
@@ -219,107 +274,6 @@ def test_a_removed_environment_is_gone_and_a_foreign_folder_stays(
     assert foreign.exists()
 
 
-# A uv that does as the real one, but waits before it installs: it tells its pid, then reads from a fifo.
-SLOW_UV = """#!/bin/sh
-if [ "$1 $2" = "pip install" ]; then
-    echo $$ > {folder}/pid.new; mv {folder}/pid.new {folder}/pid
-    read _ < {folder}/go
-fi
-exec {uv} "$@"
-"""
-INSTALLER = """
-import sys
-from pathlib import Path
-from modelyard.engines.contract import Requirements
-from modelyard.node import environments
-from modelyard.settings import PackageIndex
-from modelyard.state import StateDirectory
-import msgspec
-given = msgspec.json.decode(sys.argv[1])
-environments.ensure(
-    msgspec.convert(given["requirements"], Requirements), "tiny", StateDirectory(Path(given["state"])),
-    PackageIndex(find_links=tuple(given["links"]), offline=True), lambda _: None, environ=given["environ"],
-)
-"""
-
-
-@pytest.fixture
-def slow_uv(tmp_path: Path) -> Path:
-    """A folder with a `uv` that stops in the middle of an installation until `go` is written to."""
-    folder = tmp_path / "slow"
-    folder.mkdir()
-    os.mkfifo(folder / "go")
-    script = folder / "uv"
-    script.write_text(SLOW_UV.format(folder=folder, uv=uv_command()[0]))
-    script.chmod(0o700)
-    return folder
-
-
-def start_installer(
-    state: StateDirectory, wheels: Path, environ: dict[str, str], slow_uv: Path
-) -> subprocess.Popen[bytes]:
-    given = {
-        "requirements": msgspec.to_builtins(TINY),
-        "state": str(state.root),
-        "links": [str(wheels)],
-        "environ": environ,
-    }
-    patch = f"import modelyard.node.installing as i\ni.uv_command = lambda: [{str(slow_uv / 'uv')!r}]\n"
-    return subprocess.Popen([sys.executable, "-c", patch + INSTALLER, msgspec.json.encode(given).decode()])
-
-
-def pid_of(folder: Path) -> int | None:
-    try:
-        return int((folder / "pid").read_text())
-    except FileNotFoundError:
-        return None
-
-
-async def test_killed_with_its_uv_in_the_middle_leaves_nothing_that_is_trusted(
-    make: Callable[..., Installed],
-    state: StateDirectory,
-    wheels: Path,
-    environ: dict[str, str],
-    slow_uv: Path,
-    eventually: Eventually,
-) -> None:
-    installer = start_installer(state, wheels, environ, slow_uv)
-    uv_pid = await eventually(lambda: pid_of(slow_uv))
-    assert isinstance(uv_pid, int)
-    assert len(folders(state)) == 1 and list_environments(state) == ()
-    installer.kill()
-    installer.wait()
-    os.kill(uv_pid, signal.SIGKILL)
-    installed = make()
-    assert list_environments(state) == (installed,)
-    assert [path.name for path in Path(installed.root).rglob("tinyengine.py")] == ["tinyengine.py"]
-    assert len(folders(state)) == 1
-
-
-async def test_an_orphaned_uv_keeps_the_lock_until_it_is_gone(
-    make: Callable[..., Installed],
-    state: StateDirectory,
-    wheels: Path,
-    environ: dict[str, str],
-    slow_uv: Path,
-    eventually: Eventually,
-) -> None:
-    installer = start_installer(state, wheels, environ, slow_uv)
-    await eventually(lambda: pid_of(slow_uv))
-    installer.kill()
-    installer.wait()
-    stages: list[InstallProgress] = []
-    results: list[Installed] = []
-    second = threading.Thread(target=lambda: results.append(make(stages=stages)))
-    second.start()
-    await eventually(lambda: stages)
-    assert stages == [InstallProgress("waiting for another installation")]
-    assert results == [] and list_environments(state) == ()
-    (slow_uv / "go").write_text("\n")
-    second.join()
-    assert list_environments(state) == tuple(results) and len(results) == 1
-
-
 def test_two_that_want_the_same_environment_get_one(make: Callable[..., Installed], state: StateDirectory) -> None:
     results: list[Installed] = []
     threads = [threading.Thread(target=lambda: results.append(make())) for _ in range(3)]
@@ -337,21 +291,21 @@ def test_a_uv_that_dies_is_an_error_and_leaves_nothing(
     script = tmp_path / "dying"
     script.write_text(f'#!/bin/sh\nif [ "$1 $2" = "pip install" ]; then kill -9 $$; fi\nexec {uv_command()[0]} "$@"\n')
     script.chmod(0o700)
-    monkeypatch.setattr(installing, "uv_command", lambda: [str(script)])
+    monkeypatch.setattr(packages, "uv_command", lambda: [str(script)])
     with pytest.raises(EnvironmentFailed, match="package client failed"):
         make()
     assert folders(state) == []
 
 
 def test_an_interrupted_installation_leaves_nothing(
-    state: StateDirectory, index: PackageIndex, environ: dict[str, str]
+    state: StateDirectory, index: PackageIndex, environ: dict[str, str], wheels: Path
 ) -> None:
     def interrupt(progress: InstallProgress) -> None:
-        if progress.stage == "check":
+        if progress.stage == "import":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ensure(TINY, "tiny", state, index, interrupt, environ=environ)
+        ensure(locked(TINY, wheels), "tiny", state, index, interrupt, environ=environ)
     assert folders(state) == []
 
 
@@ -359,7 +313,7 @@ def test_progress_only_rises(make: Callable[..., Installed], monkeypatch: pytest
     monkeypatch.setattr(installing, "_POLL_S", 0.001)
     stages: list[InstallProgress] = []
     make(needs("tinyengine==1.0", installed_bytes=1000), stages)
-    fractions = [one.fraction for one in stages if one.fraction is not None]
+    fractions = [one.fraction for one in stages if one.fraction is not None and one.stage == "packages"]
     assert len(fractions) > 1 and fractions == sorted(fractions)
     assert all(0 <= fraction <= 1 for fraction in fractions)
 

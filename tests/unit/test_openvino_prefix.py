@@ -141,6 +141,8 @@ def settings(tmp_path: Path, **changes: Any) -> str:
         "max_queued": 2,
         "context_tokens": 128,
         "prefix_cache": True,
+        "speculative_tokens": 0,
+        "draft_model": "",
         "properties": {},
         "stall_s": 20,
         "default_temperature": 1.0,
@@ -163,6 +165,14 @@ def settings(tmp_path: Path, **changes: Any) -> str:
         ({"stall_s": 0}, "stall_s must be"),
         ({"properties": []}, "properties must be an object"),
         ({"model_path": "/nowhere/model.gguf"}, "does not exist"),
+        ({"speculative_tokens": -1}, "speculative_tokens must be an integer of at least 0"),
+        ({"draft_model": None}, "missing key 'draft_model'"),
+        ({"draft_model": "/nowhere/draft.gguf"}, "guesses nothing while speculative_tokens is 0"),
+        (
+            {"draft_model": "/nowhere/draft.gguf", "speculative_tokens": 3, "prefix_cache": False},
+            "draft_model /nowhere/draft.gguf does not exist",
+        ),
+        ({"speculative_tokens": 3}, "speculative_tokens wants prefix_cache false"),
     ],
 )
 def test_a_wrong_configuration_is_one_line_that_names_the_key(

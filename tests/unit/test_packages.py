@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from modelyard.packages import explain_uv_failure, uv_command, uv_environ
+from modelyard.packages import explain_uv_failure, masked, uv_command, uv_environ
 from modelyard.settings import PackageIndex, load
 
 
@@ -76,3 +76,40 @@ def test_the_package_clients_failures_become_a_cause_and_a_hint(stderr: str, cau
     assert cause in found_cause.splitlines()[0]
     assert found_cause.splitlines()[-1] == f"  uv: {stderr.strip().splitlines()[-1]}"
     assert hint in found_hint
+
+
+SECRET = "p4ss/w0rd"
+TELLING = PackageIndex(
+    index_url=f"https://user:{SECRET}@mirror.invalid/simple",
+    extra_index_urls=("https://t0ken@extra.invalid/simple",),
+    find_links=("https://user:l%40nk@links.invalid/", "/wheels"),
+)
+PROXY = {"HTTPS_PROXY": "http://me:pr0xypass@proxy.invalid:3128", "UV_INDEX_CORP_PASSWORD": "c0rppass"}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"Failed to fetch: `https://user:{SECRET}@mirror.invalid/simple/numpy/`",
+        "Failed to fetch: `https://t0ken@extra.invalid/simple/numpy/`",
+        f"the password {SECRET} was refused",
+        "the password l%40nk, that is l@nk, was refused",
+        "proxy http://me:pr0xypass@proxy.invalid:3128 closed the connection",
+        "basic auth c0rppass failed",
+        "redirected to https://other:un7old@elsewhere.invalid/x",
+    ],
+)
+def test_no_credential_is_repeated(said: str) -> None:
+    shown = masked(said, TELLING, PROXY)
+    secrets = (SECRET, "t0ken", "l%40nk", "l@nk", "pr0xypass", "c0rppass", "un7old")
+    assert [secret for secret in secrets if secret in shown] == []
+    assert "***" in shown
+
+
+def test_what_is_no_credential_stays_readable() -> None:
+    said = "error: Failed to fetch: `https://mirror.invalid/simple/numpy/`\n  a@b.invalid wrote numpy==2.4.6"
+    assert masked(said, TELLING, PROXY) == said
+
+
+def test_settings_that_are_printed_show_no_address() -> None:
+    assert SECRET not in repr(TELLING) and "t0ken" not in repr(TELLING) and "invalid" not in repr(TELLING)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -10,15 +12,16 @@ from hypothesis import strategies as st
 from modelyard.engines.fake import FakeAdapter
 from modelyard.engines.openvino import OpenVino
 from modelyard.engines.registry import engines
+from modelyard.engines.sizing import Footprint
 from modelyard.errors import CannotPlan
 from modelyard.hardware.machine import Machine
 from modelyard.models.card import Card
 from modelyard.planning.memory import RESERVED_BYTES
-from modelyard.planning.plan import plan
+from modelyard.planning.plan import claimed, plan
 from modelyard.records.base import decode, encode
 from modelyard.records.plan import Artifact, Plan, Prediction
 from modelyard.spec.deployment import Deployment, Limits, Timeouts
-from modelyard.spec.sizes import ByteSize
+from modelyard.spec.sizes import ByteSize, show
 
 GIB = 1 << 30
 SMOLLM2 = Card(
@@ -39,6 +42,8 @@ SMOLLM2 = Card(
 )
 GGUF = Artifact(name="smollm2", format="gguf", path="/s/m.gguf", sha256="0" * 64, size_bytes=98_362_432, lineage="")
 FAKE = Artifact(name="fake", format="fake", path="/dev/null", sha256="0" * 64, size_bytes=0, lineage="")
+# One engine that serves the artifact and one that does not.
+BOTH = (OpenVino(), FakeAdapter())
 MACHINE = Machine(
     cores=2, memory_bytes=24 * GIB, available_bytes=20 * GIB, cpu_model="x", isa=("avx2",), os="linux", arch="x86_64"
 )
@@ -50,7 +55,7 @@ def wanted(**changes: object) -> Deployment:
 
 def planned(deployment: Deployment, *, memory_bytes: int = 24 * GIB, cores: int = 2, card: Card = SMOLLM2) -> Plan:
     machine = msgspec.structs.replace(MACHINE, memory_bytes=memory_bytes, cores=cores)
-    return plan(deployment, GGUF, card, machine, engines())
+    return plan(deployment, GGUF, card, machine, BOTH)
 
 
 def predicted(made: Plan, what: str) -> Prediction:
@@ -71,7 +76,7 @@ def test_what_the_authors_of_a_model_recommend_is_planned_and_the_operator_wins(
     advised = msgspec.structs.replace(
         GGUF, recommended={"default_temperature": 0.2, "default_top_p": 0.9, "other": 1.0}
     )
-    (replica,) = plan(wanted(settings={"default_top_p": 1}), advised, SMOLLM2, MACHINE, engines()).replicas
+    (replica,) = plan(wanted(settings={"default_top_p": 1}), advised, SMOLLM2, MACHINE, BOTH).replicas
     assert replica.setting("default_temperature") == 0.2
     assert replica.setting("default_top_p") == 1
     assert "other" not in {setting.name for setting in replica.settings}
@@ -106,8 +111,10 @@ def test_the_memory_that_was_measured_lies_in_the_predicted_interval(
 def test_every_setting_has_a_reason_and_so_has_every_rejected_engine() -> None:
     made = planned(wanted(settings={"threads": 1, "ENABLE_CPU_PINNING": "NO"}))
     assert [one.name for one in made.replicas[0].settings if not one.reason] == []
-    assert [one.what for one in made.rejected] == ["engine fake"]
-    assert "gguf" in made.rejected[0].reason
+    assert {one.what: one.reason for one in made.rejected} == {
+        "engine llama.cpp": "openvino comes first in the order of preference",
+        "engine fake": "serves fake, not gguf",
+    }
 
 
 def test_the_operators_settings_win_and_stand_in_the_plan() -> None:
@@ -125,6 +132,8 @@ def test_the_operators_settings_win_and_stand_in_the_plan() -> None:
         ({"threads": 0}, "threads is 0", "at least 1"),
         ({"max_batched_tokens": 31}, "max_batched_tokens is 31", "at least 32"),
         ({"kv_cache_bytes": 1}, "kv_cache_bytes is not set under settings", "limits.kv_cache"),
+        ({"speculative_tokens": 3}, "speculative_tokens and prefix_cache exclude each other", "prefix_cache: false"),
+        ({"draft_model": "x.gguf"}, "draft_model is not set under settings", "speculative_tokens alone"),
         ({"KV_CACHE_PRECISION": "u7"}, "KV_CACHE_PRECISION is 'u7'", "u8"),
     ],
 )
@@ -200,8 +209,18 @@ def test_timeouts_come_from_the_deployment_and_startup_from_the_load() -> None:
 
 
 def test_an_unknown_architecture_is_refused_by_every_engine_with_its_reason() -> None:
-    with pytest.raises(CannotPlan, match=r"openvino: serves llama, qwen2, qwen3, not gemma; fake: "):
-        planned(wanted(), card=msgspec.structs.replace(SMOLLM2, architecture="gemma"))
+    says = (
+        r"openvino: serves llama, qwen2, qwen3, not gemma99; llama.cpp: serves \d+ architectures, not gemma99; fake: "
+    )
+    with pytest.raises(CannotPlan, match=says):
+        planned(wanted(), card=msgspec.structs.replace(SMOLLM2, architecture="gemma99"))
+
+
+def test_an_architecture_or_a_weight_type_that_one_engine_does_not_take_goes_to_the_next() -> None:
+    for change in ({"architecture": "gemma"}, {"weight_bytes": {"Q5_K": 90_000_000}}):
+        made = planned(wanted(), card=msgspec.structs.replace(SMOLLM2, **change))
+        assert made.replicas[0].engine == "llama.cpp"
+        assert made.rejected[0].what == "engine openvino"
 
 
 @pytest.mark.parametrize(
@@ -217,8 +236,80 @@ def test_weights_that_the_engine_cannot_load_are_refused_before_it_starts(
     weight_bytes: dict[str, int], says: str
 ) -> None:
     with pytest.raises(CannotPlan) as caught:
-        planned(wanted(), card=msgspec.structs.replace(SMOLLM2, weight_bytes=weight_bytes))
+        planned(wanted(engine="openvino"), card=msgspec.structs.replace(SMOLLM2, weight_bytes=weight_bytes))
     assert says in caught.value.message
+
+
+class Roomier(OpenVino):
+    """Like OpenVINO in a tenth of the memory, and on newer processors only."""
+
+    name = "roomier"
+    capabilities = msgspec.structs.replace(OpenVino.capabilities, machines={"x86_64": frozenset({"avx2", "amx_int8"})})
+
+    def footprint(self, card: Card, context_tokens: int) -> Footprint:
+        foot = super().footprint(card, context_tokens)
+        tenth = {name: getattr(foot, name) // 10 for name in foot.__struct_fields__ if name.startswith("memory")}
+        return msgspec.structs.replace(foot, **tenth)
+
+
+NEWER = msgspec.structs.replace(MACHINE, isa=("amx_int8", "avx2"))
+
+
+def test_the_preferred_engine_is_taken_and_the_other_one_told_with_what_it_would_take() -> None:
+    made = plan(wanted(), GGUF, SMOLLM2, NEWER, (OpenVino(), Roomier()))
+    assert made.replicas[0].engine == "openvino"
+    (second,) = made.rejected
+    memory = predicted(plan(wanted(engine="roomier"), GGUF, SMOLLM2, NEWER, (Roomier(),)), "memory")
+    assert second.reason == f"openvino comes first in the order of preference; it would take {show(memory.value)}"
+
+
+def test_where_the_preferred_engine_does_not_fit_the_next_one_is_taken_and_the_number_is_told() -> None:
+    small = msgspec.structs.replace(NEWER, memory_bytes=600 << 20)
+    made = plan(wanted(), GGUF, SMOLLM2, small, (OpenVino(), Roomier()))
+    assert made.replicas[0].engine == "roomier"
+    assert made.rejected[0].what == "engine openvino" and "together more than 344 MiB" in made.rejected[0].reason
+
+
+def test_where_nothing_fits_the_preferred_engine_tells_what_to_change_and_the_others_follow() -> None:
+    tiny = msgspec.structs.replace(NEWER, memory_bytes=300 << 20)
+    with pytest.raises(CannotPlan) as caught:
+        plan(wanted(), GGUF, SMOLLM2, tiny, (OpenVino(), Roomier()))
+    one = "d: the model takes up to .*"
+    assert re.fullmatch(rf"{one} \(roomier: {one}\)", caught.value.message)
+    assert "smaller or more strongly quantised model" in caught.value.hint
+
+
+def test_a_named_engine_that_does_not_fit_is_refused_alone() -> None:
+    small = msgspec.structs.replace(NEWER, memory_bytes=600 << 20)
+    with pytest.raises(CannotPlan) as caught:
+        plan(wanted(engine="openvino"), GGUF, SMOLLM2, small, (OpenVino(), Roomier()))
+    assert "roomier" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("arch", "isa", "says"),
+    [
+        ("x86_64", ("avx2",), "roomier: needs a processor with amx_int8"),
+        ("x86_64", (), "roomier: needs a processor with amx_int8, avx2"),
+        ("riscv64", ("avx2",), "roomier: runs on x86_64, not on riscv64"),
+    ],
+)
+def test_an_engine_is_not_planned_for_a_processor_that_it_does_not_run_on(
+    arch: str, isa: tuple[str, ...], says: str
+) -> None:
+    machine = msgspec.structs.replace(MACHINE, arch=arch, isa=isa)
+    with pytest.raises(CannotPlan) as caught:
+        plan(wanted(), GGUF, SMOLLM2, machine, (Roomier(),))
+    assert says in caught.value.message
+
+
+def test_what_other_deployments_take_is_not_planned_again() -> None:
+    alone = planned(wanted())
+    taken = claimed((alone, planned(wanted(name="two", replicas=2))))
+    assert taken == predicted(alone, "memory").high + 2 * predicted(planned(wanted(replicas=2)), "memory").high
+    with pytest.raises(CannotPlan, match=r"more than 344 MiB \(this machine without the .* of other deployments\)"):
+        plan(wanted(), GGUF, SMOLLM2, msgspec.structs.replace(MACHINE, memory_bytes=taken + (600 << 20)), BOTH,
+             claimed_bytes=taken)  # fmt: skip
 
 
 def test_a_named_engine_is_taken_or_refused_never_replaced() -> None:
@@ -232,9 +323,31 @@ def test_a_card_that_does_not_tell_its_kv_cache_is_refused_with_its_words() -> N
         planned(wanted(), card=card)
 
 
+def test_on_a_machine_with_avx2_the_packaged_model_could_run_on_every_engine_that_takes_its_format() -> None:
+    made = plan(wanted(), GGUF, SMOLLM2, MACHINE, engines())
+    assert made.replicas[0].engine == "openvino"
+    reasons = {one.what: one.reason for one in made.rejected}
+    assert reasons["engine llama.cpp"].startswith("openvino comes first in the order of preference; it would take ")
+    assert reasons["engine vllm"].startswith("serves huggingface, not gguf")
+
+
+def test_what_only_llama_cpp_reads_is_planned_for_it() -> None:
+    card = msgspec.structs.replace(SMOLLM2, weight_bytes={"Q5_0": 90_000_000, "F32": 140_544})
+    made = plan(wanted(), GGUF, card, MACHINE, engines())
+    assert made.replicas[0].engine == "llama.cpp"
+    assert "not 90 MB of Q5_0" in made.rejected[0].reason
+
+
+def test_llama_cpp_leaves_a_core_to_the_others_and_openvino_takes_all() -> None:
+    def threads(engine: str) -> object:
+        return plan(wanted(engine=engine), GGUF, SMOLLM2, MACHINE, engines()).replicas[0].setting("threads")
+
+    assert (threads("llama.cpp"), threads("openvino")) == (1, 2)
+
+
 def test_an_engine_without_a_card_gets_the_operators_settings_and_nothing_else() -> None:
     deployment = wanted(settings={"start_s": 0.1}, limits=Limits(max_in_flight=3, context_tokens=99))
-    (replica,) = plan(deployment, FAKE, None, MACHINE, engines()).replicas
+    (replica,) = plan(deployment, FAKE, None, MACHINE, BOTH).replicas
     assert (replica.engine, replica.max_in_flight, replica.context_tokens) == (FakeAdapter.name, 3, 99)
     assert [(one.name, one.value) for one in replica.settings] == [("start_s", 0.1)]
 
@@ -295,3 +408,17 @@ def test_a_plan_with_every_limit_can_be_written_down() -> None:
     limits = Limits(kv_cache=ByteSize(GIB), memory=ByteSize(8 * GIB), context_tokens=2048, max_in_flight=2)
     made = planned(wanted(limits=limits))
     assert decode(encode(made), Plan) == made
+
+
+def test_an_engine_that_keeps_whole_contexts_serves_no_more_requests_than_fit() -> None:
+    limits = Limits(max_in_flight=16, context_tokens=8192, kv_cache=ByteSize(1 << 30))
+    (replica,) = planned(wanted(engine="llama.cpp", limits=limits)).replicas
+    assert replica.max_in_flight == replica.setting("max_sequences") == (1 << 30) // (8192 * 23_040) == 5
+    reason = next(one.reason for one in replica.settings if one.name == "max_sequences")
+    assert "5 whole contexts" in reason
+
+
+def test_a_context_is_rounded_up_to_what_a_slot_holds() -> None:
+    limits = Limits(max_in_flight=2, context_tokens=1000)
+    kv = [one for one in planned(wanted(engine="llama.cpp", limits=limits)).predictions if one.what == "KV cache"]
+    assert kv[0].value == 2 * 1024 * 23_040

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gguf_files import LLAMA, STRING, gguf
+from gguf_files import LLAMA, STRING, U32, TensorSpec, gguf
 
-from modelyard.errors import ModelRefused, UsageError
+from modelyard.errors import ModelRefused, ModelyardError, UsageError
 from modelyard.models.catalogue import ENTRIES, SMOLLM2
+from modelyard.models.reader import read_card
 from modelyard.models.sources import resolve
 from modelyard.settings import Settings, load
 from modelyard.state import StateDirectory
@@ -69,11 +71,70 @@ def test_local_files_pass_the_gate_and_the_header_check(state: StateDirectory, t
         resolve(str(model), state, NO_SETTINGS)
 
 
-@pytest.mark.parametrize("name", ["model.bin", "model.safetensors", "model"])
+@pytest.mark.parametrize("name", ["model.txt", "model.onnx", "model"])
 def test_a_file_of_another_kind_is_no_model(state: StateDirectory, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(gguf())
     with pytest.raises(UsageError, match="no model file"):
         resolve(str(tmp_path / name), state, NO_SETTINGS)
+
+
+REFUSED = {
+    "pytorch_model.bin": "{} is refused: it may be a pickle, which runs code when it is loaded",
+    "model.pt": "{} is refused: it may be a pickle, which runs code when it is loaded",
+    "consolidated.00.PTH": "{} is refused: it may be a pickle, which runs code when it is loaded",
+    "model.zip": "{} is refused: archives are not unpacked: their members escape every check",
+    "modeling_tiny.py": "{} is refused: it is code, and would run with our rights",
+    "model-00001-of-00002.safetensors": "{} is a part of a model",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_never_served_is_refused_in_a_sentence_with_a_way_out(
+    state: StateDirectory, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"\x80\x04")
+    with pytest.raises(ModelyardError) as caught:
+        resolve(str(path), state, NO_SETTINGS)
+    assert caught.value.message == REFUSED[name].format(path)
+    assert "safetensors or GGUF form" in caught.value.hint or "name its folder" in caught.value.hint
+
+
+BROKEN = {
+    "cut off": (lambda content: content[:-100], "expected an end within the file's"),
+    "cut in its header": (lambda content: content[:200], "expected"),
+    "empty": (lambda content: b"", "is refused: it does not begin with GGUF"),
+    "another file by this name": (lambda content: b"<html>404</html>", "is refused: it does not begin with GGUF"),
+    "a pickle by this name": (lambda content: b"\x80\x04 pickle", "is refused: it does not begin with GGUF"),
+    "of the first version": (lambda content: content[:4] + b"\1\0\0\0" + content[8:], "GGUF version 1"),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_gguf_names_itself_what_is_wrong_and_what_to_do(
+    state: StateDirectory, tmp_path: Path, change: Callable[[bytes], bytes], words: str
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(change(gguf()))
+    with pytest.raises(ModelRefused) as caught:
+        resolve(str(path), state, NO_SETTINGS)
+    assert "tiny.gguf" in caught.value.message and words in caught.value.message
+    assert caught.value.hint
+
+
+# ggml's numbers of the types, with the bytes of 192 elements.
+TYPES = {"F16": (1, 1, 384), "Q4_1": (3, 3, 120), "Q8_0": (8, 7, 204), "Q4_0": (2, 2, 108)}
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_the_usual_types_pass_and_are_called_by_their_names(state: StateDirectory, tmp_path: Path, name: str) -> None:
+    kind, file_type, size_bytes = TYPES[name]
+    path = tmp_path / f"tiny.{name}.gguf"
+    metadata = {**LLAMA, "general.file_type": (U32, file_type)}
+    path.write_bytes(gguf(metadata, [TensorSpec("token_embd.weight", (64, 3), kind, size_bytes)]))
+    artifact = resolve(str(path), state, NO_SETTINGS)
+    card = read_card(Path(artifact.path))
+    assert (card.quantisation, card.weight_bytes) == (name, {name: size_bytes})
 
 
 def test_a_pipe_is_refused_without_waiting_for_a_writer(state: StateDirectory, tmp_path: Path) -> None:

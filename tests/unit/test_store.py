@@ -5,29 +5,34 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from modelyard.clock import Clock
 from modelyard.errors import FetchFailed, ModelRefused, ModelyardError, StateLocked
 from modelyard.models import hashing
 from modelyard.models.hashing import FileHashes
-from modelyard.models.store import RESERVE_BYTES, Store, StoredArtifact
+from modelyard.models.store import KEPT_S, RESERVE_BYTES, Store
+from modelyard.models.stored import StoredArtifact, StoredFile
 from modelyard.state import StateDirectory
 
 CONTENT = b"a model's bytes" * 100
 
 
 def artifact(content: bytes = CONTENT, name: str = "tiny") -> StoredArtifact:
+    file = StoredFile(path=f"{name}.gguf", sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
     return StoredArtifact(
         name=name,
-        file_name=f"{name}.gguf",
-        sha256=hashlib.sha256(content).hexdigest(),
-        size_bytes=len(content),
+        title=name,
         format="gguf",
+        entry=file.path,
+        files=(file,),
+        sha256=file.sha256,
         lineage="fetched from a test",
         licence="Apache-2.0",
         source="a test",
@@ -146,6 +151,51 @@ def test_garbage_is_what_no_artifact_names(store: Store) -> None:
         assert writer.garbage() == len(b"another model")
     assert store.find("other") is None
     assert store.find("tiny") == artifact()
+
+
+def test_an_interrupted_fetch_waits_a_week_for_the_next_one_and_then_gives_its_space_back(
+    state: StateDirectory,
+) -> None:
+    store = Store(state)
+    with store.writing() as writer:
+        unfinished = writer.incoming("sha256-abc")
+        unfinished.write_bytes(b"half")
+        assert writer.garbage(older_than_s=KEPT_S) == 0
+        assert writer.garbage(keep=[unfinished]) == 0
+    later = Store(state, Clock(wall=lambda: time.time() + KEPT_S + 60))
+    with later.writing() as writer:
+        assert unfinished.exists(), "opening the store does not end its wait"
+        assert writer.garbage(older_than_s=KEPT_S) == len(b"half")
+    assert not unfinished.exists()
+
+
+def test_a_name_of_any_kind_becomes_a_folder_inside_the_store(store: Store) -> None:
+    for name in ("tiny", "hf://a/b@c:d", "../../etc", "/", "", "x" * 300, "\udcff"):
+        assert store.folder(name).parent == store.root / "artifacts"
+        assert store.folder(name).name not in ("", ".", "..")
+
+
+def test_a_refused_artifact_leaves_only_bytes_that_others_name(store: Store) -> None:
+    put(store)
+    mine = artifact(b"refused", "other")
+    both = msgspec.structs.replace(mine, files=(*mine.files, *artifact().files))
+    with store.writing() as writer:
+        writer.keep_chunks([b"refused"], mine.files[0], "other")
+        writer.link(both)
+        writer.discard(both)
+    assert store.find("tiny") == artifact()
+    assert not store.blob_path(mine.files[0].sha256).exists()
+
+
+def test_a_pin_goes_with_what_it_names(store: Store) -> None:
+    put(store)
+    with store.writing() as writer:
+        writer.pin("some://where", artifact())
+    assert store.pinned("some://where") == artifact()
+    assert store.pinned("some://where/else") is None
+    with store.writing() as writer:
+        writer.remove("tiny")
+    assert store.pins() == [] and store.pinned("some://where") is None
 
 
 def test_the_whole_store_can_be_moved(store: Store, tmp_path: Path) -> None:

@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modelyard.clock import SYSTEM
 from modelyard.engines.contract import Capabilities
 from modelyard.models.catalogue import KnowledgeProbe
 from modelyard.records.evidence import Evidence
 from modelyard.records.fingerprint import Fingerprint
+from modelyard.verify.checks import stop_string
 from modelyard.verify.report import Report, explain
 from modelyard.verify.run import EVERYTHING, SMOKE, VALID_S, Selection, Target, checks_for, required_checks, verify
 
@@ -326,3 +329,19 @@ async def test_an_endless_answer_is_cut_off(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("modelyard.verify.replica.MAX_ANSWER_BYTES", 100)
     report = await verified(tmp_path, ScriptedEngine(), only=SMOKE)
     assert "longer than 100 bytes" in report.evidence[0].measured
+
+
+def test_an_answer_that_repeats_itself_is_stopped_at_its_first_round() -> None:
+    # What a Q8_0 file of SmolLM2 says to the question of the check.
+    text = 'The number of words in the sentence "The number of words in the sentence is'
+    stop = stop_string(text)
+    assert text.partition(stop)[0].startswith("The number of words in the sen")
+
+
+@given(st.text(alphabet="ab c", max_size=40))
+def test_a_stop_string_ends_an_answer_somewhere_behind_its_beginning(text: str) -> None:
+    stop = stop_string(text)
+    if stop:
+        assert len(stop) == 6 and text.find(stop) > 0
+    else:
+        assert len(text) < 7 or len(set(text)) == 1

@@ -14,6 +14,7 @@ from modelyard import __version__, settings
 from modelyard.cli import engines, keys, models, service
 from modelyard.cli.chat import chat
 from modelyard.cli.completion import completion_of
+from modelyard.cli.doctor import doctor
 from modelyard.cli.down import down
 from modelyard.cli.gateway import gateway
 from modelyard.cli.logs import logs
@@ -51,7 +52,8 @@ def version(json: Json = False) -> None:
         say(f"modelyard {__version__} (Python {platform.python_version()})")
 
 
-for verb in (up, down, status, logs, chat, plan, verify, restart, gateway, schema, completion_of(app), version):
+VERBS = (up, down, status, doctor, logs, chat, plan, verify, restart, gateway, schema, completion_of(app), version)
+for verb in VERBS:
     app.command()(verb)
 app.add_typer(models.app, name="models")
 app.add_typer(engines.app, name="engines")

@@ -60,11 +60,15 @@ def _wait(state: StateDirectory) -> None:
 def _purge(state: StateDirectory) -> None:
     """Only what is ours by name: the state directory may be a folder that holds other things too."""
     for folder in (
-        state.store, state.environments, state.deployments, state.evidence, state.journal,
+        state.store, state.wheels, state.environments, state.package_cache.parent, state.deployments, state.evidence,
+        state.journal,
         state.logs, state.launches, state.sockets,
     ):  # fmt: skip
         shutil.rmtree(folder, ignore_errors=True)
-    for file in (state.topology, state.keys, state.admin_key, state.yard, state.lease, state.yard_lock, state.layout):
+    for file in (
+        state.topology, state.keys, state.admin_key, state.yard, state.lease, state.rates, state.rates_lock,
+        state.yard_lock, state.layout,
+    ):  # fmt: skip
         file.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         state.root.rmdir()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
+import typer
 from rich.table import Table
 
 from modelyard import settings as settings_module
@@ -14,6 +16,7 @@ from modelyard.cli.options import WHAT, Json
 from modelyard.cli.output import OUT, print_json, say
 from modelyard.cli.prepare import Prepared, look
 from modelyard.cli.seven_steps import SevenSteps
+from modelyard.engines import registry
 from modelyard.models.card import describe
 from modelyard.spec.deployment import default_deployment, json_schema, load
 from modelyard.spec.sizes import show
@@ -21,6 +24,7 @@ from modelyard.spec.sizes import show
 
 def plan(
     what: Annotated[str | None, WHAT] = None,
+    engine: Annotated[str | None, typer.Option(help="Engine, in place of the planned one.")] = None,
     json: Json = False,
 ) -> None:
     """Show what `up` would run: settings with their reasons, memory with its intervals, what was not chosen and why."""
@@ -28,6 +32,9 @@ def plan(
     deployments = load(Path(choice.what)) if choice.is_file else (default_deployment(choice.what),)
     if choice.is_file and not choice.named and not json:
         say(took_file(choice, len(deployments), settings_module.load().command))
+    if engine is not None:
+        named = registry.engine(engine).name
+        deployments = tuple(msgspec.structs.replace(one, engine=named) for one in deployments)
     state, settings = state_directory(), settings_module.load()
     found: list[Prepared] = []
     for deployment in deployments:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from modelyard.cli.seven_steps import Current, SevenSteps
+from modelyard.control import wanted as desired
 from modelyard.control.wanted import Wanted
 from modelyard.engines.contract import Engine, Installed
+from modelyard.engines.hosting import requirements_here
 from modelyard.engines.registry import engine, engines
 from modelyard.hardware.machine import Machine, probe
 from modelyard.models.card import Card
 from modelyard.models.catalogue import ENTRIES
 from modelyard.models.reader import read_card
 from modelyard.models.sources import resolve
-from modelyard.node.environments import InstallProgress, ensure
-from modelyard.planning.plan import plan
+from modelyard.models.store import Store
+from modelyard.node.converting import convert, find
+from modelyard.node.environments import ensure
+from modelyard.node.making import InstallProgress
+from modelyard.planning.conversion import Needed, needed
+from modelyard.planning.plan import claimed, plan
 from modelyard.records.plan import Artifact, Plan
 from modelyard.settings import Settings
 from modelyard.spec.deployment import Deployment
@@ -38,16 +45,23 @@ def prepare(deployment: Deployment, state: StateDirectory, settings: Settings, s
     """Steps 1 to 4. Raises what stands in the way, in its own words."""
     with steps.step("environment") as step:
         machine = probe()
-        chosen = engine(deployment.engine) if deployment.engine != "auto" else engines()[0]
-        installed = _install(chosen, state, settings, step)
-        step.result = f"{machine.cores} cores, {show(machine.memory_bytes)} · {chosen.name} {installed.version}"
+        early = _known_before_the_model(deployment)
+        installed = _install(early, machine, state, settings, step) if early is not None else None
+        engine_text = f"{installed.engine} {installed.version}" if installed is not None else "the model decides"
+        step.result = f"{machine.cores} cores, {show(machine.memory_bytes)} · {engine_text}"
     with steps.step("model") as step:
         artifact, card = _model(deployment, state, settings, step)
-        step.result = _in_short(artifact, card)
+        how = ""
+        if (need := needed(deployment, artifact, card, machine, engines())) is not None:
+            how = f" · {need.conversion.done} from sha256 {artifact.sha256[:12]}"
+            artifact, card = _converted(need, artifact, deployment, machine, state, settings, step)
+        step.result = _in_short(artifact, card) + how
+    for note in artifact.notes:
+        steps.note(note)
     with steps.step("framework") as step:
-        planned = plan(deployment, artifact, card, machine, engines())
-        if planned.replicas[0].engine != installed.engine:
-            installed = _install(engine(planned.replicas[0].engine), state, settings, step)
+        planned = plan(deployment, artifact, card, machine, engines(), claimed_bytes=_claimed(deployment, state))
+        if installed is None or planned.replicas[0].engine != installed.engine:
+            installed = _install(engine(planned.replicas[0].engine), machine, state, settings, step)
         step.result = _why_it_fits(planned)
     with steps.step("configuration") as step:
         changed = [name for name in deployment.settings]
@@ -60,18 +74,42 @@ def look(deployment: Deployment, state: StateDirectory, settings: Settings, step
     machine = probe()
     with steps.step("model") as step:
         artifact, card = _model(deployment, state, settings, step)
-        step.result = _in_short(artifact, card)
+        how = ""
+        if (need := needed(deployment, artifact, card, machine, engines())) is not None:
+            how = f" · {need.conversion.done} from sha256 {artifact.sha256[:12]}"
+            made = find(need.conversion, need.artifact, artifact, Store(state))
+            artifact, card = (made, read_card(Path(made.path))) if made is not None else (need.artifact, need.card)
+        step.result = _in_short(artifact, card) + how
+    for note in artifact.notes:
+        steps.note(note)
     with steps.step("framework") as step:
-        planned = plan(deployment, artifact, card, machine, engines())
+        planned = plan(deployment, artifact, card, machine, engines(), claimed_bytes=_claimed(deployment, state))
         step.result = _why_it_fits(planned)
     return Prepared(machine, artifact, card, planned)
 
 
-def _install(chosen: Engine, state: StateDirectory, settings: Settings, step: Current) -> Installed:
-    def heard(progress: InstallProgress) -> None:
-        step.advance(f"{chosen.name}: {progress.stage}", progress.fraction)
+def _known_before_the_model(deployment: Deployment) -> Engine | None:
+    """The engine that was named, or the preferred one of those that take what the model's name promises; None where
+    that would be a guess: an environment may take gigabytes."""
+    if deployment.engine != "auto":
+        return engine(deployment.engine)
+    if deployment.model not in ENTRIES and not deployment.model.lower().endswith(".gguf"):
+        return None
+    return next((one for one in engines() if "gguf" in one.capabilities.formats), None)
 
-    return ensure(chosen.requirements, chosen.name, state, settings.index, heard, environ=settings.environ)
+
+def _claimed(deployment: Deployment, state: StateDirectory) -> int:
+    """Bytes that the deployments beside this one were planned to take."""
+    others = (desired.load(state, name) for name in desired.names(state) if name != deployment.name)
+    return claimed(other.plan for other in others if other is not None)
+
+
+def _install(chosen: Engine, machine: Machine, state: StateDirectory, settings: Settings, step: Current) -> Installed:
+    def heard(progress: InstallProgress) -> None:
+        step.advance(f"{chosen.name}: {progress.text}", progress.fraction)
+
+    requirements = requirements_here(chosen, machine, platform.python_version(), asked=settings.build)
+    return ensure(requirements, chosen.name, state, settings.index, heard, environ=settings.environ)
 
 
 def _model(
@@ -84,11 +122,32 @@ def _model(
     return artifact, read_card(Path(artifact.path))
 
 
+def _converted(
+    need: Needed,
+    parent: Artifact,
+    deployment: Deployment,
+    machine: Machine,
+    state: StateDirectory,
+    settings: Settings,
+    step: Current,
+) -> tuple[Artifact, Card | None]:
+    """The artifact that the engine serves. It is planned before it is made: what does not fit is not made."""
+    plan(deployment, need.artifact, need.card, machine, (need.engine,))
+    installed = _install(need.engine, machine, state, settings, step)
+
+    def heard(what: str, done: int, total: int | None) -> None:
+        step.advance(f"{what} {show(done)}", done / total if total else None)
+
+    made = convert(need.conversion, need.artifact, parent, installed, Store(state), heard)
+    return made, read_card(Path(made.path))
+
+
 def _in_short(artifact: Artifact, card: Card | None) -> str:
     size = show(artifact.size_bytes)
     if card is None:
         return f"{artifact.name} · {size}"
-    return f"{artifact.name} · {card.architecture}, {card.quantisation}, {size} · sha256 {artifact.sha256[:12]}"
+    content = f"sha256 {artifact.sha256[:12]}" if artifact.sha256 else "not made yet"
+    return f"{artifact.name} · {card.architecture}, {card.quantisation}, {size} · {content}"
 
 
 def _why_it_fits(planned: Plan) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -85,14 +85,18 @@ class SevenSteps:
         number = STEPS.index(name) + 1
         self.console.print(f"{mark} {number}/7 [bold]{name:<13}[/bold] {text}  [dim]{seconds:.1f} s[/dim]")
 
+    def _bar(self, name: StepName) -> AbstractContextManager[Advance]:
+        return self.bar(f"{STEPS.index(name) + 1}/7 {name:<13}")
+
     @contextmanager
-    def _bar(self, name: StepName) -> Generator[Advance]:
+    def bar(self, title: str) -> Generator[Advance]:
+        """A bar while something long runs, where somebody looks; it is gone afterwards."""
         if self.as_json or not self.console.is_terminal or self.console.is_dumb_terminal:
             yield lambda text, fraction: None
             return
         columns = (
             SpinnerColumn(),
-            TextColumn(f"{STEPS.index(name) + 1}/7 {name:<13}"),
+            TextColumn(title),
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
             TimeElapsedColumn(),

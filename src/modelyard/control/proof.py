@@ -18,10 +18,9 @@ from modelyard.verify.run import EVERYTHING, SMOKE, Target, required_checks, ver
 
 def fingerprint_of(wanted: Wanted, plan: ReplicaPlan, spec: LaunchSpec, machine: Machine) -> Fingerprint:
     """Everything that an answer of this replica depends on."""
-    install = wanted.install
     return Fingerprint(
         artifact=plan.artifact.sha256,
-        engine=sha256_of([install.engine, install.version, install.lock_sha256]),
+        engine=wanted.install.fingerprint,
         configuration=sha256_of(spec.effective),
         machine=machine.fingerprint(),
     )

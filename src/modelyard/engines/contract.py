@@ -4,13 +4,45 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
+import msgspec
+
 from modelyard.records.base import Record
+from modelyard.records.fingerprint import sha256_of
 from modelyard.records.plan import ReplicaPlan
+
+Build = Literal["cpu", "cuda", "rocm"]
+
+
+def any_machine() -> dict[str, frozenset[str]]:
+    """Where a program of wheels for the usual 64-bit processors runs, with no instruction set that is not basic."""
+    return {"x86_64": frozenset(), "aarch64": frozenset()}
+
+
+class Conversion(Record):
+    """How an engine's own environment makes an artifact that it serves out of one that it does not.
+
+    `program` is run by the environment's interpreter as `PROGRAM SOURCE FOLDER`: it fills the empty folder and says
+    `progress {"stage", "done", "total"}` lines in bytes, or `error: cause` (exit code 2: this model cannot be
+    converted). `recipe` names what the program does, and changes with every change of its result; `done` is its verb in
+    lineages. `dtype` and `element_bytes` are of the weights that it writes; `suffix` ends the new artifact's name."""
+
+    source: str
+    target: str
+    architectures: frozenset[str]
+    program: str
+    recipe: str
+    done: str
+    dtype: str
+    element_bytes: int
+    suffix: str
 
 
 class Capabilities(Record):
     """What an engine can do. Sets are of the names used in artifacts and in the gateway's routes; `refused_fields` are
-    request fields that it cannot honour."""
+    request fields that it cannot honour; `metrics` are the fields of EngineMetrics that it reports; `load_progress`:
+    its log tells how far a load is; `machines` are the processor architectures that it runs on, each with the
+    instruction sets that it needs there, by the names that the hardware probe uses; `conversions` make its formats out
+    of others. What is claimed here is what the conformance kit tries."""
 
     formats: frozenset[str]
     architectures: frozenset[str]
@@ -20,16 +52,30 @@ class Capabilities(Record):
     cached_token_usage: bool
     drains_on_terminate: bool
     refused_fields: frozenset[str] = frozenset()
+    metrics: frozenset[str] = frozenset()
+    load_progress: bool = False
+    machines: dict[str, frozenset[str]] = msgspec.field(default_factory=any_machine)
+    conversions: tuple[Conversion, ...] = ()
 
 
 class Requirements(Record):
-    """The environment that the engine lives in: packages with exact versions, and what they take."""
+    """One build of the environment that the engine lives in: the packages that the adapter names, at exact versions,
+    and what the whole takes.
+
+    `lock` is the text of the lock file (engines.locks.shipped): every package that is installed, with its hashes.
+    `without` are packages that others ask for and that are left out. `local_builds` are packages that indexes also
+    carry under the same version with a suffix (torch 2.13.0+cpu): what the index at hand has decides. On Linux the
+    plain build of such a package is the one for GPUs."""
 
     packages: tuple[str, ...]
     version: str
     download_bytes: int
     installed_bytes: int
     import_check: str
+    build: Build = "cpu"
+    lock: str = ""
+    without: tuple[str, ...] = ()
+    local_builds: tuple[str, ...] = ()
 
 
 class Installed(Record):
@@ -40,6 +86,12 @@ class Installed(Record):
     python: str
     root: str
     lock_sha256: str
+    build: Build = "cpu"
+
+    @property
+    def fingerprint(self) -> str:
+        """The engine's part of a Fingerprint."""
+        return sha256_of([self.engine, self.version, self.lock_sha256])
 
 
 class Addresses(Record):
@@ -59,7 +111,12 @@ class Probes(Record):
 
 class LaunchSpec(Record, tag_field="schema", tag="launch/v1"):
     """One process group to start. `files` are written into the launch's folder before the start (name -> content);
-    `environ` is all that the engine gets; `effective` is the whole configuration that goes into the fingerprint."""
+    `environ` is all that the engine gets; `effective` is the whole configuration that goes into the fingerprint.
+
+    `ranks` is how many processes compute together; the first one of the group starts the others, and none of them
+    outlives any other. `scratch` is a folder for what the engine leaves lying about (sockets of its own, temporary
+    files): made before the start, removed with everything in it when the launch is over, together with shared memory
+    whose name has `modelyard-`, the folder's name and `-` in it; empty where it needs none."""
 
     argv: tuple[str, ...]
     environ: dict[str, str]
@@ -69,6 +126,8 @@ class LaunchSpec(Record, tag_field="schema", tag="launch/v1"):
     probes: Probes
     effective: dict[str, str | int | float | bool]
     terminate_grace_s: float = 5.0
+    ranks: int = 1
+    scratch: str = ""
 
 
 class Progress(Record):

@@ -19,7 +19,7 @@ from modelyard.engines.contract import (
     Progress,
     Requirements,
 )
-from modelyard.engines.own_metrics import read_own_metrics
+from modelyard.engines.own_metrics import OWN_METRICS, read_own_metrics
 from modelyard.records.plan import ReplicaPlan
 
 PROGRAM = Path(__file__).parents[1] / "testing" / "fake_engine.py"
@@ -46,6 +46,8 @@ class FakeAdapter:
         structured_output=True,
         cached_token_usage=True,
         drains_on_terminate=False,
+        metrics=OWN_METRICS,
+        load_progress=True,
     )
     requirements = Requirements(
         packages=(), version=__version__, download_bytes=0, installed_bytes=0, import_check="asyncio"

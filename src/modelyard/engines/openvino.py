@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -20,13 +19,16 @@ from modelyard.engines.contract import (
     Progress,
     Requirements,
 )
+from modelyard.engines.locks import shipped
 from modelyard.engines.openvino_failures import explain
-from modelyard.engines.own_metrics import read_own_metrics
-from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue
+from modelyard.engines.own_metrics import OWN_METRICS, read_own_metrics
+from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue, check_setting
+from modelyard.hardware.builds import BuildNeeds
 from modelyard.models.card import Card
 from modelyard.records.plan import ReplicaPlan, Setting
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "openvino_server.py"
+RATES_PROGRAM = PROGRAM.with_name("openvino_rates.py")
 CONFIG_NAME = "openvino_server.json"
 
 # Resident memory of both processes after prompts and answers, without the KV cache, OpenVINO 2026.4.1 with f32 on
@@ -53,7 +55,6 @@ _WEIGHT_TYPES = frozenset({"Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K", "F16"})
 _F32_SHARE = 0.05
 
 _PROPERTY = re.compile(r"[A-Z][A-Z0-9_]*")
-# What a deployment says elsewhere: two places for one number would contradict each other some day.
 _SAID_ELSEWHERE = {
     "kv_cache_bytes": "limits.kv_cache",
     "context_tokens": "limits.context_tokens",
@@ -62,8 +63,9 @@ _SAID_ELSEWHERE = {
     "model_path": "model",
     "served_name": "name",
     "INFERENCE_NUM_THREADS": "settings.threads",
+    "draft_model": "speculative_tokens alone: no second model file passes the gate yet",
 }
-_LEAST = {"threads": 1, "max_batched_tokens": _BLOCK_TOKENS, "max_queued": 0}
+_LEAST = {"threads": 1, "max_batched_tokens": _BLOCK_TOKENS, "max_queued": 0, "speculative_tokens": 0}
 
 
 class OpenVino:
@@ -72,6 +74,7 @@ class OpenVino:
     name = "openvino"
     default_sequences = 8
     kv_block_tokens = _BLOCK_TOKENS
+    whole_contexts = False
     capabilities = Capabilities(
         formats=frozenset({"gguf"}),
         # What its GGUF reader builds; others end with "Unsupported model architecture".
@@ -81,6 +84,8 @@ class OpenVino:
         structured_output=True,
         cached_token_usage=True,
         drains_on_terminate=False,
+        metrics=OWN_METRICS,
+        load_progress=True,
     )
     requirements = Requirements(
         packages=(
@@ -93,6 +98,18 @@ class OpenVino:
         download_bytes=85_000_000,
         installed_bytes=264_000_000,
         import_check="openvino_genai",
+        lock=shipped("openvino-cpu"),
+        # It sends usage statistics; nothing imports it where it is not there.
+        without=("openvino-telemetry",),
+    )
+    # Its wheels: manylinux for x86-64 and arm64, macOS for arm64. numpy 2.4 wants Python 3.11.
+    build_needs = (
+        BuildNeeds(
+            build="cpu",
+            machines=capabilities.machines,
+            systems=frozenset({"linux", "darwin"}),
+            pythons=("3.11", "3.14"),
+        ),
     )
 
     def launch(self, replica: ReplicaPlan, install: Installed, net: Addresses) -> LaunchSpec:
@@ -138,6 +155,10 @@ class OpenVino:
 
     def explain_failure(self, exit: ExitReport) -> Failure:
         return explain(exit)
+
+    def gauge(self, install: Installed, threads: int, buffer_bytes: int) -> tuple[str, ...]:
+        sizes = ("--threads", str(threads), "--buffer-bytes", str(buffer_bytes))
+        return (install.python, "-I", str(RATES_PROGRAM), *sizes)
 
     def unfit(self, card: Card) -> str | None:
         if card.format != "gguf":
@@ -187,8 +208,15 @@ class OpenVino:
         for name in planned.keys() & recommended.keys():
             planned[name] = Setting(name=name, value=recommended[name], reason="the model's authors recommend it")
         for name, value in overrides.items():
-            _check(name, value, planned)
+            # OpenVINO itself refuses a property that it does not know; our own settings are checked here.
+            if name in _SAID_ELSEWHERE or not _PROPERTY.fullmatch(name):
+                check_setting(name, value, planned, said_elsewhere=_SAID_ELSEWHERE, least=_LEAST)
             planned[name] = Setting(name=name, value=value, reason="the operator's setting")
+        if planned["speculative_tokens"].value and planned["prefix_cache"].value:
+            raise BadSetting(
+                "speculative_tokens and prefix_cache exclude each other: a cached block may hold a rejected guess",
+                "set prefix_cache: false beside it",
+            )
         return tuple(planned.values())
 
 
@@ -213,6 +241,12 @@ def _planned(room: Room) -> tuple[Setting, ...]:
             reason="the gateway queues; here only a request waits whose predecessor is still giving up its seat",
         ),
         Setting(name="prefix_cache", value=True, reason="a repeated beginning of a prompt is not computed again"),
+        Setting(
+            name="speculative_tokens",
+            value=0,
+            reason="off: guessing ahead pays only where answers repeat their prompts, and excludes the prefix cache",
+        ),
+        Setting(name="draft_model", value="", reason="none: what is guessed is looked up in the prompt and the answer"),
         Setting(name="default_temperature", value=1.0, reason="where a request names none: OpenAI's default"),
         Setting(name="default_top_p", value=1.0, reason="where a request names none: OpenAI's default"),
         Setting(name="stall_s", value=room.hang_timeout_s, reason="the deployment's own bound for a hang"),
@@ -232,22 +266,3 @@ def _planned(room: Room) -> tuple[Setting, ...]:
             reason="the CPU plugin's own default, pinned: it rounds activations where VNNI or AMX is",
         ),
     )
-
-
-def _check(name: str, value: SettingValue, planned: Mapping[str, Setting]) -> None:
-    """OpenVINO itself refuses a property that it does not know; our own settings are checked here."""
-    if name in _SAID_ELSEWHERE:
-        raise BadSetting(f"{name} is not set under settings", f"use {_SAID_ELSEWHERE[name]}")
-    if _PROPERTY.fullmatch(name):
-        return
-    if name not in planned:
-        close = difflib.get_close_matches(name, planned, n=1)
-        ours = ", ".join(sorted(key for key in planned if key not in _SAID_ELSEWHERE))
-        raise BadSetting(
-            f"{name} is no setting of this engine", f"did you mean {close[0]}?" if close else f"use {ours}"
-        )
-    wanted = planned[name].value
-    if type(value) is not type(wanted) and not (type(value) is int and isinstance(wanted, float)):
-        raise BadSetting(f"{name} is {value!r}", f"give a value such as {wanted!r}")
-    if not isinstance(value, str) and value < _LEAST.get(name, value):
-        raise BadSetting(f"{name} is {value!r}", f"it must be at least {_LEAST[name]}")

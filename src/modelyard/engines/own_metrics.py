@@ -5,6 +5,11 @@ from __future__ import annotations
 from modelyard.engines import prometheus_text
 from modelyard.engines.contract import EngineMetrics
 
+# What `read_own_metrics` finds on every one of them.
+OWN_METRICS = frozenset(
+    {"running", "waiting", "work_done", "prompt_tokens", "generated_tokens", "kv_used_ratio"},
+)
+
 
 def read_own_metrics(text: str) -> EngineMetrics:
     """From the text exposition; work is counted in steps, which rise in a long prefill too."""

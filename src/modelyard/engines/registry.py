@@ -15,6 +15,18 @@ def _openvino() -> Engine:
     return OpenVino()
 
 
+def _llamacpp() -> Engine:
+    from modelyard.engines.llamacpp import LlamaCpp
+
+    return LlamaCpp()
+
+
+def _vllm() -> Engine:
+    from modelyard.engines.vllm import Vllm
+
+    return Vllm()
+
+
 def _fake() -> Engine:
     from modelyard.engines.fake import FakeAdapter
 
@@ -22,13 +34,15 @@ def _fake() -> Engine:
 
 
 # In the order in which `auto` prefers them.
-_ENGINES: dict[str, Callable[[], Engine]] = {"openvino": _openvino, "fake": _fake}
+_ENGINES: dict[str, Callable[[], Engine]] = {"openvino": _openvino, "llama.cpp": _llamacpp, "vllm": _vllm}
+# Known by name, never offered: nobody serves a model with it.
+_STAND_INS: dict[str, Callable[[], Engine]] = {"fake": _fake}
 
 
 def engine(name: str) -> Engine:
     """The adapter called `name`. Raises UsageError with the names that exist."""
-    if name in _ENGINES:
-        return _ENGINES[name]()
+    if make := _ENGINES.get(name) or _STAND_INS.get(name):
+        return make()
     close = difflib.get_close_matches(name, _ENGINES, n=1)
     hint = f"did you mean {close[0]}?" if close else f"engines: {', '.join(_ENGINES)}"
     raise UsageError(f"there is no engine called {name!r}", hint=hint)
@@ -40,5 +54,5 @@ def names() -> tuple[str, ...]:
 
 
 def engines() -> tuple[Engine, ...]:
-    """Every adapter, the one that `auto` prefers first."""
+    """Every adapter that serves models, the one that `auto` prefers first."""
     return tuple(make() for make in _ENGINES.values())

@@ -4,9 +4,11 @@ An engine that manages memory of its own fulfils `Sized` beside `Engine`; one th
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
+from modelyard.hardware.machine import Machine
 from modelyard.models.card import Card
 from modelyard.records.base import Record
 from modelyard.records.plan import Setting
@@ -28,7 +30,8 @@ class Footprint(Record):
 
 class Room(Record):
     """What the planner has decided for one replica. `cores` are the replica's own; `hang_timeout_s` is when a busy
-    engine without progress counts as hung; `because` has the reasons for `max_sequences` and `kv_cache_bytes`."""
+    engine without progress counts as hung; `because` has the reasons for `max_sequences` and `kv_cache_bytes`; `ranks`
+    processes share cores, weights and KV cache."""
 
     cores: int
     context_tokens: int
@@ -36,6 +39,8 @@ class Room(Record):
     kv_cache_bytes: int
     hang_timeout_s: float
     because: dict[str, str]
+    ranks: int = 1
+    kv_bytes_per_token: int = 0
 
 
 class BadSetting(ValueError):
@@ -49,10 +54,11 @@ class BadSetting(ValueError):
 @runtime_checkable
 class Sized(Protocol):
     """An engine whose memory can be planned. Pure, like the rest of an adapter. A sequence takes its KV cache in whole
-    blocks of `kv_block_tokens`."""
+    blocks of `kv_block_tokens`; with `whole_contexts` it holds blocks for its whole context from the start."""
 
     default_sequences: int
     kv_block_tokens: int
+    whole_contexts: bool
 
     def unfit(self, card: Card) -> str | None:
         """Why it cannot take this model although format and architecture are its own; None where it can."""
@@ -70,3 +76,52 @@ class Sized(Protocol):
         """Every effective setting with its reason: what the model's authors recommend in place of the engine's own
         defaults, the operator's `overrides` in place of both. Raises BadSetting."""
         ...
+
+
+@runtime_checkable
+class Particular(Protocol):
+    """An engine that does not run on every machine, or not every model of its formats on each."""
+
+    def unfit_on(self, machine: Machine, card: Card) -> str | None:
+        """Why it cannot serve this model on this machine; None where it can."""
+        ...
+
+
+@runtime_checkable
+class Grouped(Protocol):
+    """An engine that can spread one replica over several processes, each with a share of every layer."""
+
+    def ranks(self, card: Card, overrides: Mapping[str, SettingValue]) -> int:
+        """How many the operator asks for; one where he does not. Raises BadSetting where the model cannot be divided
+        so."""
+        ...
+
+    def footprint_of_ranks(self, card: Card, context_tokens: int, ranks: int) -> Footprint:
+        """Of the whole replica, all ranks together."""
+        ...
+
+
+def check_setting(
+    name: str,
+    value: SettingValue,
+    planned: Mapping[str, Setting],
+    *,
+    said_elsewhere: Mapping[str, str],
+    least: Mapping[str, int],
+) -> None:
+    """Whether an operator may give `name` this value in place of the planned one. Raises BadSetting: for a setting that
+    does not exist, for one whose number the deployment states elsewhere (`said_elsewhere` says where: two places would
+    contradict each other some day), for another type, and below the `least` value."""
+    if name in said_elsewhere:
+        raise BadSetting(f"{name} is not set under settings", f"use {said_elsewhere[name]}")
+    if name not in planned:
+        close = difflib.get_close_matches(name, planned, n=1)
+        ours = ", ".join(sorted(key for key in planned if key not in said_elsewhere))
+        raise BadSetting(
+            f"{name} is no setting of this engine", f"did you mean {close[0]}?" if close else f"use {ours}"
+        )
+    wanted = planned[name].value
+    if type(value) is not type(wanted) and not (type(value) is int and isinstance(wanted, float)):
+        raise BadSetting(f"{name} is {value!r}", f"give a value such as {wanted!r}")
+    if not isinstance(value, str) and value < least.get(name, value):
+        raise BadSetting(f"{name} is {value!r}", f"it must be at least {least[name]}")

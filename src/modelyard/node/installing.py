@@ -8,23 +8,30 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from modelyard.errors import EnvironmentFailed
-from modelyard.packages import uv_command, uv_environ
+from modelyard.packages import masked, uv_environ, uv_process
 from modelyard.settings import PackageIndex
 
 _POLL_S = 0.2
 _IMPORT_TIMEOUT_S = 120.0
 _SHOWN_LINES = 12
+# No package's code runs at installation.
+_WHEELS_ONLY = ("--only-binary", ":all:")
 
 _INDEX_HINT = "check the network, the proxy, and the index settings (MODELYARD_INDEX_URL, MODELYARD_FIND_LINKS)"
 # What uv 0.8 to 0.13 say; the first that matches decides.
 _KNOWN = (
     (r"No space left on device", "the disk is full", "free some space, or set MODELYARD_STATE to another disk"),
+    (
+        r"Hash mismatch|[Hh]ash(es)? (do|does) not match",
+        "a package from the index is not the one that the lock names; it was not installed",
+        "a mirror may have rebuilt or cut it: try again, or name another index in MODELYARD_INDEX_URL",
+    ),
     (
         r"invalid peer certificate|UnknownIssuer|certificate verify",
         "the package index has a certificate that is not trusted",
@@ -72,21 +79,34 @@ def explain(output: str) -> EnvironmentFailed:
 
 @dataclass(frozen=True, slots=True)
 class Uv:
-    """`lock` is a descriptor that every uv process inherits: the lock lasts as long as the last of them."""
+    """`locks` are descriptors that every uv process inherits: the locks last as long as the last of them. `cache` is
+    where uv keeps what it fetched."""
 
     index: PackageIndex
     environ: Mapping[str, str]
-    lock: int
+    cache: Path
+    locks: Sequence[int]
 
     def venv(self, root: Path) -> Path:
         """Makes an empty venv of the Python that runs us; returns its interpreter."""
         self._run(["venv", "--quiet", "--no-project", "--python", sys.executable, str(root)])
         return root / "bin" / "python"
 
-    def install(self, python: Path, packages: Iterable[str], on_bytes: Callable[[int], None]) -> None:
-        """Exactly `packages`, from wheels. `on_bytes` is told how much has been unpacked, a few times a second."""
-        watch = Unpacked(python.parent.parent, Path(self._run(["cache", "dir"]).strip()))
-        options = ["--no-deps", "--only-binary", ":all:", "--python", str(python)]
+    def offered(self, python: Path, pins: Iterable[str]) -> tuple[str, ...]:
+        """`pins` (`name==version` each) as the indexes have them for this Python: with the local suffix of the build
+        that uv would take. Downloads no package."""
+        with tempfile.NamedTemporaryFile("w", suffix=".in", dir=python.parent) as file:
+            file.write("".join(f"{pin}\n" for pin in pins))
+            file.flush()
+            options = ["--no-header", "--no-annotate", "--no-deps", *_WHEELS_ONLY, "--python", str(python)]
+            said = self._run(["pip", "compile", "--quiet", *options, file.name])
+        return tuple(line.partition(" ")[0] for line in said.splitlines() if "==" in line)
+
+    def install(self, python: Path, lock: Path, on_bytes: Callable[[int], None]) -> None:
+        """Exactly what the lock file names, from wheels whose hashes are in it. `on_bytes` is told how much has been
+        unpacked, a few times a second."""
+        watch = Unpacked(python.parent.parent, self.cache)
+        options = ["--require-hashes", "--no-deps", *_WHEELS_ONLY, "--python", str(python)]
         # uv deletes its downloads once they are unpacked: progress that has been told is not taken back.
         most = 0
 
@@ -95,29 +115,30 @@ class Uv:
             most = max(most, watch.size_bytes())
             on_bytes(most)
 
-        self._run(["pip", "install", *options, *packages], look)
+        self._run(["pip", "install", *options, "-r", str(lock)], look)
 
     def freeze(self, python: Path) -> tuple[str, ...]:
         """What is installed, `name==version` each, sorted."""
         return tuple(sorted(self._run(["pip", "freeze", "--quiet", "--python", str(python)]).split("\n")[:-1]))
 
+    def forget(self, *names: str) -> None:
+        """Removes packages from the cache, all where none is named: the next installation fetches them again."""
+        self._run(["cache", "clean", "--quiet", *names])
+
     def _run(self, arguments: list[str], on_poll: Callable[[], None] | None = None) -> str:
+        environ = uv_environ(self.index, self.environ) | {"UV_CACHE_DIR": str(self.cache)}
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as log:
-            with subprocess.Popen(
-                [*uv_command(), *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=log,
-                env=uv_environ(self.index, self.environ),
-                pass_fds=[self.lock],
+            with uv_process(
+                arguments,
+                environ,
+                cwd=Path(),
+                stderr=log.fileno(),
+                stdout=out.fileno(),
+                pass_fds=self.locks,
             ) as child:
-                try:
-                    _wait(child, on_poll)
-                except BaseException:
-                    child.kill()
-                    raise
+                _wait(child, on_poll)
             if child.returncode != 0:
-                raise explain(_text(log) + _text(out))
+                raise explain(masked(_text(log) + _text(out), self.index, self.environ))
             return _text(out)
 
 
@@ -161,11 +182,6 @@ def _files(folder: Path) -> Iterator[tuple[tuple[int, int], int]]:
             with contextlib.suppress(OSError):
                 status = os.lstat(os.path.join(parent, name))
                 yield (status.st_dev, status.st_ino), status.st_size
-
-
-def gpu_packages(freeze: Iterable[str]) -> list[str]:
-    """Packages that only a GPU needs: in a CPU environment they are gigabytes of a wrong build."""
-    return [line for line in freeze if re.match(r"nvidia[-_]", line)]
 
 
 def import_module(python: Path, module: str, home: Path) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import shutil
 
 from modelyard.node.shim_wire import ShimSpec
+
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108
 
 
 def write(spec: ShimSpec) -> None:
     """Write the engine's files into the launch's private folder. Names come from our own adapters: a path is a defect
     there, and a ValueError here. Raises OSError."""
-    os.makedirs(spec.folder, mode=0o700, exist_ok=True)
+    for folder in filter(None, (spec.folder, spec.spec.scratch)):
+        os.makedirs(folder, mode=0o700, exist_ok=True)
     for name, content in spec.spec.files.items():
         if os.path.basename(name) != name:
             raise ValueError(f"a launch file is named {name!r}")
@@ -19,6 +24,11 @@ def write(spec: ShimSpec) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(content)
+
+
+def shared_memory(scratch: str) -> list[str]:
+    """Segments that the processes of a launch with this scratch folder have made."""
+    return glob.glob(f"{_SHARED_MEMORY}/*modelyard-{os.path.basename(scratch)}-*")
 
 
 def remove(spec: ShimSpec, spec_path: str) -> None:
@@ -31,3 +41,8 @@ def remove(spec: ShimSpec, spec_path: str) -> None:
             os.unlink(path)
     with contextlib.suppress(OSError):
         os.rmdir(spec.folder)
+    if spec.spec.scratch:
+        shutil.rmtree(spec.spec.scratch, ignore_errors=True)
+        for path in shared_memory(spec.spec.scratch):
+            with contextlib.suppress(OSError):
+                os.unlink(path)

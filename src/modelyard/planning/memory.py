@@ -30,8 +30,10 @@ class Budget:
     because: str
 
     @staticmethod
-    def of(deployment: Deployment, machine: Machine) -> Budget:
-        whole, because = machine.memory_bytes - RESERVED_BYTES, "this machine"
+    def of(deployment: Deployment, machine: Machine, claimed_bytes: int = 0) -> Budget:
+        whole, because = machine.memory_bytes - RESERVED_BYTES - claimed_bytes, "this machine"
+        if claimed_bytes:
+            because += f" without the {show(claimed_bytes)} of other deployments"
         if deployment.limits.memory is not None and deployment.limits.memory < whole:
             whole, because = int(deployment.limits.memory), "limits.memory"
         if deployment.replicas > 1:
@@ -41,7 +43,8 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a model needs in an engine; `asked_*` is None where the operator leaves it to us."""
+    """What a model needs in an engine; `asked_*` is None where the operator leaves it to us. `whole_contexts`: a
+    sequence holds KV cache for a whole context, used or not, so that no more of them than fit can be served at once."""
 
     name: str
     model_context_tokens: int
@@ -49,9 +52,11 @@ class Need:
     kv_block_tokens: int
     footprint: Callable[[int], Footprint]
     default_sequences: int
+    whole_contexts: bool = False
     asked_context_tokens: int | None = None
     asked_sequences: int | None = None
     asked_kv_bytes: int | None = None
+    ranks: int = 1
 
     def kv_bytes(self, context_tokens: int) -> int:
         """Of one sequence of that length, in whole blocks."""
@@ -88,6 +93,9 @@ def divide(need: Need, budget: Budget) -> Division:
     whole_contexts = kv_bytes // one_context
     if whole_contexts < sequences:
         why += f"; {whole_contexts} of {sequences} requests can have a whole context at the same time"
+    if need.whole_contexts:
+        sequences = min(sequences, whole_contexts)
+        kv_bytes = sequences * one_context
     because = {
         "kv_cache_bytes": f"{show(kv_bytes)}: {why}, {need.kv_bytes_per_token} bytes per token",
         "max_sequences": _why_sequences(need, sequences, whole_contexts),
@@ -144,7 +152,7 @@ def _check_room(need: Need, budget: Budget, context_tokens: int, room: int) -> N
 
 
 def _why_sequences(need: Need, sequences: int, whole_contexts: int) -> str:
-    if need.asked_sequences is not None:
+    if need.asked_sequences == sequences:
         return "limits.max_in_flight"
     if sequences == need.default_sequences:
         return "of 1, 4 and 8 requests at once, 8 gave the most tokens per second; more wait in the gateway"

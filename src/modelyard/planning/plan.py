@@ -4,66 +4,154 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from modelyard.engines.contract import Engine
-from modelyard.engines.sizing import BadSetting, Room, Sized
+import msgspec
+
+from modelyard.engines.contract import Capabilities, Engine
+from modelyard.engines.sizing import BadSetting, Grouped, Particular, Room, Sized
 from modelyard.errors import CannotPlan
 from modelyard.hardware.machine import Machine
 from modelyard.models.card import Card
 from modelyard.planning.memory import Budget, Need, divide
 from modelyard.records.plan import Artifact, Plan, Prediction, Rejected, ReplicaPlan, Setting
 from modelyard.spec.deployment import Deployment
+from modelyard.spec.sizes import show
 
+# The prediction that others read by its name: what a replica takes from the machine.
+MEMORY = "memory of one replica, KV cache full"
 # Startup may take this many times the longest expected load before it counts as failed, and this much at least.
 _STARTUP_SLACK, _STARTUP_LEAST_S = 4.0, 120.0
+_A_HANDFUL = 8
 # For engines that bring no numbers of their own.
 _PLAIN_CONTEXT_TOKENS, _PLAIN_SEQUENCES = 4096, 8
+# Names in one sentence: llama.cpp alone knows over a hundred architectures.
+_LISTED = 6
 
 
 def plan(
-    deployment: Deployment, artifact: Artifact, card: Card | None, machine: Machine, engines: Iterable[Engine]
+    deployment: Deployment,
+    artifact: Artifact,
+    card: Card | None,
+    machine: Machine,
+    engines: Iterable[Engine],
+    *,
+    claimed_bytes: int = 0,
 ) -> Plan:
-    """The plan of one deployment. `card` is None for formats that have none.
+    """The plan of one deployment, with the first engine that can serve the artifact and fits; every other one is
+    rejected with its reason. `card` is None for formats that have none; `claimed_bytes` is what other deployments of
+    this machine were planned to take.
 
     Raises CannotPlan with the number that does not fit and, in the hint, what to change."""
-    engine, rejected = choose(deployment, artifact, card, engines)
-    if isinstance(engine, Sized) and card is not None:
-        return _sized(deployment, artifact, card, machine, engine, engine, rejected)
-    return _plain(deployment, artifact, engine, rejected)
-
-
-def choose(
-    deployment: Deployment, artifact: Artifact, card: Card | None, engines: Iterable[Engine]
-) -> tuple[Engine, tuple[Rejected, ...]]:
-    """The first engine that can serve the artifact, and why the others before and after it were not taken."""
-    chosen: Engine | None = None
+    budget = Budget.of(deployment, machine, claimed_bytes)
+    chosen: Plan | None = None
     rejected: list[Rejected] = []
+    failed: list[tuple[Engine, CannotPlan]] = []
     for engine in engines:
-        reason = _unfit(engine, deployment, artifact, card)
-        if reason is None and chosen is not None:
-            reason = f"{chosen.name} comes first in the order of preference"
+        reason = unfit(engine, deployment, artifact, card, machine)
         if reason is None:
-            chosen = engine
-        else:
+            try:
+                made = _planned(deployment, artifact, card, machine, budget, engine)
+            except CannotPlan as error:
+                failed.append((engine, error))
+                reason = error.message
+            else:
+                chosen, reason = (made, None) if chosen is None else (chosen, _second_to(chosen, made))
+        if reason is not None:
             rejected.append(Rejected(what=f"engine {engine.name}", reason=reason))
     if chosen is None:
-        why = "; ".join(f"{one.what.removeprefix('engine ')}: {one.reason}" for one in rejected)
-        raise CannotPlan(
-            f"no engine can serve {artifact.name} ({why or 'there are no engines'})",
-            hint="convert the model to a format that one of them serves"
-            + ("" if deployment.engine == "auto" else ", or let `engine: auto` choose"),
-        )
-    return chosen, tuple(rejected)
+        raise _why_none(deployment, artifact, rejected, failed)
+    return msgspec.structs.replace(chosen, rejected=(*rejected, *chosen.rejected))
 
 
-def _unfit(engine: Engine, deployment: Deployment, artifact: Artifact, card: Card | None) -> str | None:
+def unfit(
+    engine: Engine, deployment: Deployment, artifact: Artifact, card: Card | None, machine: Machine
+) -> str | None:
+    """Why this engine cannot serve the artifact here, whatever the memory; None where it can."""
     can = engine.capabilities
     if deployment.engine not in ("auto", engine.name):
-        return f"the deployment asks for {deployment.engine}"
+        return _asked_for(deployment.engine)
+    if (reason := not_on(engine, machine)) is not None:
+        return reason
     if artifact.format not in can.formats:
-        return f"serves {', '.join(sorted(can.formats))}, not {artifact.format}"
+        return f"serves {', '.join(sorted(can.formats))}, not {artifact.format}" + _cannot_convert(can, artifact, card)
     if card is not None and card.architecture not in can.architectures:
-        return f"serves {', '.join(sorted(can.architectures))}, not {card.architecture}"
+<<<<<<< HEAD
+        return f"serves {_listed(can.architectures)}, not {card.architecture}"
+    if card is None:
+        return None
+    reason = engine.unfit(card) if isinstance(engine, Sized) else None
+    if reason is None and isinstance(engine, Particular):
+        reason = engine.unfit_on(machine, card)
+    return reason
+
+
+def _cannot_convert(can: Capabilities, artifact: Artifact, card: Card | None) -> str:
+    """What planning.conversion went through before it gave up, for the message."""
+    known = next((one for one in can.conversions if one.source == artifact.format), None)
+    if known is None or card is None or card.architecture in known.architectures:
+        return ""
+    return f" (it converts {_listed(known.architectures)}, not {card.architecture})"
+
+
+def not_on(engine: Engine, machine: Machine) -> str | None:
+    """Why this engine does not run on such a machine at all; None where it does."""
+    machines = engine.capabilities.machines
+    if machine.arch not in machines:
+        return f"runs on {_listed(machines)}, not on {machine.arch}"
+    missing = machines[machine.arch] - set(machine.isa)
+    return f"needs a processor with {_listed(missing)}" if missing else None
+
+
+def _listed(names: Iterable[str]) -> str:
+    """All of a few, the beginning of many."""
+    first, *others = sorted(names)
+    shown = ", ".join((first, *others[: _LISTED - 1]))
+    return f"{shown} and {len(others) + 1 - _LISTED} more" if len(others) >= _LISTED else shown
+
+
+def _second_to(chosen: Plan, other: Plan) -> str:
+    """Both would do: the order of preference decides, and what the other one would take is told."""
+    memory = next((one for one in other.predictions if one.what == MEMORY), None)
+    takes = f"; it would take {show(memory.value)}" if memory is not None else ""
+    return f"{chosen.replicas[0].engine} comes first in the order of preference{takes}"
+
+
+def _why_none(
+    deployment: Deployment, artifact: Artifact, rejected: list[Rejected], failed: list[tuple[Engine, CannotPlan]]
+) -> CannotPlan:
+    """Where an engine could serve it but nothing fits, the preferred such engine tells what to change."""
+    asked_for_another = _asked_for(deployment.engine)
+    reasons = {one.what.removeprefix("engine "): one.reason for one in rejected if one.reason != asked_for_another}
+    if failed:
+        engine, error = failed[0]
+        others = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if name != engine.name)
+        return CannotPlan(f"{error.message}{f' ({others})' if others else ''}", hint=error.hint)
+    why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or asked_for_another
+    hint = "convert the model to a format that one of them serves"
+    return CannotPlan(
+        f"no engine can serve {artifact.name} ({why})",
+        hint=hint if deployment.engine == "auto" else f"{hint}, or let `engine: auto` choose",
+    )
+
+
+def _asked_for(engine: str) -> str:
+    return f"the deployment asks for {engine}"
+
+
+def _planned(
+    deployment: Deployment, artifact: Artifact, card: Card | None, machine: Machine, budget: Budget, engine: Engine
+) -> Plan:
+    if isinstance(engine, Sized) and card is not None:
+        return _sized(deployment, artifact, card, machine, budget, engine, engine)
+    return _plain(deployment, artifact, engine)
+=======
+        return f"serves {_few(can.architectures)}, not {card.architecture}"
     return engine.unfit(card) if isinstance(engine, Sized) and card is not None else None
+>>>>>>> llamacpp
+
+
+def _few(names: frozenset[str]) -> str:
+    """All of a handful, the number of more."""
+    return ", ".join(sorted(names)) if len(names) <= _A_HANDFUL else f"{len(names)} architectures"
 
 
 def _sized(
@@ -71,13 +159,12 @@ def _sized(
     artifact: Artifact,
     card: Card,
     machine: Machine,
+    budget: Budget,
     engine: Engine,
     sized: Sized,
-    rejected: tuple[Rejected, ...],
 ) -> Plan:
     try:
         need = _need(deployment, card, sized)
-        budget = Budget.of(deployment, machine)
         division = divide(need, budget)
         cores = max(1, machine.cores // deployment.replicas)
         room = Room(
@@ -87,6 +174,8 @@ def _sized(
             kv_cache_bytes=division.kv_cache_bytes,
             hang_timeout_s=deployment.timeouts.hang_s,
             because=division.because,
+            ranks=need.ranks,
+            kv_bytes_per_token=need.kv_bytes_per_token,
         )
         settings = sized.settings(room, deployment.settings, artifact.recommended)
     except BadSetting as error:
@@ -103,13 +192,14 @@ def _sized(
             context_tokens=division.context_tokens,
             max_in_flight=division.max_sequences,
             startup_s=startup_s,
+            ranks=need.ranks,
         ),
         predictions=(
             _exactly("weights", card.total_weight_bytes, "bytes"),
             _exactly("KV cache per token", need.kv_bytes_per_token, "bytes"),
             _exactly("KV cache", division.kv_cache_bytes, "bytes"),
             Prediction(
-                what="memory of one replica, KV cache full",
+                what=MEMORY,
                 value=foot.memory_bytes + division.kv_cache_bytes,
                 low=foot.memory_low_bytes,
                 high=foot.memory_high_bytes + division.kv_cache_bytes,
@@ -117,7 +207,7 @@ def _sized(
             ),
             Prediction(what="load", value=foot.load_s, low=foot.load_low_s, high=foot.load_high_s, unit="seconds"),
         ),
-        rejected=(*rejected, *division.rejected),
+        rejected=division.rejected,
     )
 
 
@@ -130,21 +220,28 @@ def _need(deployment: Deployment, card: Card, sized: Sized) -> Need:
             f"{deployment.name}: the {missing} is unknown ({why})", hint="use a model of the usual llama or qwen family"
         )
     limits = deployment.limits
+    ranks = sized.ranks(card, deployment.settings) if isinstance(sized, Grouped) else 1
     return Need(
         name=deployment.name,
         model_context_tokens=card.context_tokens,
         kv_bytes_per_token=kv_bytes,
         kv_block_tokens=sized.kv_block_tokens,
-        footprint=lambda context_tokens: sized.footprint(card, context_tokens),
+        footprint=lambda context_tokens: (
+            sized.footprint_of_ranks(card, context_tokens, ranks)
+            if isinstance(sized, Grouped)
+            else sized.footprint(card, context_tokens)
+        ),
         default_sequences=sized.default_sequences,
+        whole_contexts=sized.whole_contexts,
         asked_context_tokens=limits.context_tokens,
         asked_sequences=limits.max_in_flight,
         # Plain numbers from here on: records are encoded, and a ByteSize is a matter of the file alone.
         asked_kv_bytes=None if limits.kv_cache is None else int(limits.kv_cache),
+        ranks=ranks,
     )
 
 
-def _plain(deployment: Deployment, artifact: Artifact, engine: Engine, rejected: tuple[Rejected, ...]) -> Plan:
+def _plain(deployment: Deployment, artifact: Artifact, engine: Engine) -> Plan:
     """For an engine without memory of its own to plan: the operator's settings, and nothing else."""
     settings = tuple(
         Setting(name=name, value=value, reason="the operator's setting") for name, value in deployment.settings.items()
@@ -158,7 +255,7 @@ def _plain(deployment: Deployment, artifact: Artifact, engine: Engine, rejected:
         max_in_flight=deployment.limits.max_in_flight or _PLAIN_SEQUENCES,
         startup_s=deployment.timeouts.startup_s or _STARTUP_LEAST_S,
     )
-    return Plan(deployment=deployment.name, replicas=replicas, rejected=rejected)
+    return Plan(deployment=deployment.name, replicas=replicas)
 
 
 def _replicas(
@@ -170,6 +267,7 @@ def _replicas(
     context_tokens: int,
     max_in_flight: int,
     startup_s: float,
+    ranks: int = 1,
 ) -> tuple[ReplicaPlan, ...]:
     return tuple(
         ReplicaPlan(
@@ -183,6 +281,7 @@ def _replicas(
             startup_timeout_s=startup_s,
             drain_timeout_s=deployment.timeouts.drain_s,
             hang_timeout_s=deployment.timeouts.hang_s,
+            ranks=ranks,
         )
         for number in range(deployment.replicas)
     )
@@ -190,3 +289,14 @@ def _replicas(
 
 def _exactly(what: str, value: float, unit: str) -> Prediction:
     return Prediction(what=what, value=value, low=value, high=value, unit=unit)
+
+
+def claimed(others: Iterable[Plan]) -> int:
+    """Bytes that all replicas of other deployments may take at most, as they were planned."""
+    highs = (
+        (prediction.high, len(other.replicas))
+        for other in others
+        for prediction in other.predictions
+        if prediction.what == MEMORY
+    )
+    return int(sum(high * replicas for high, replicas in highs))

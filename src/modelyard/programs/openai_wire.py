@@ -65,7 +65,7 @@ class Ask:
 
 def parse_ask(body: bytes, *, chat: bool, served_name: str) -> Ask:
     """Raises BadRequest with the status, message and `param` that OpenAI's clients expect."""
-    fields = _object(body)
+    fields = parse_object(body)
     model = fields.get("model")
     if not isinstance(model, str):
         raise BadRequest("you must provide a model parameter", param="model")
@@ -91,7 +91,8 @@ def parse_ask(body: bytes, *, chat: bool, served_name: str) -> Ask:
     )
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object of a request; a key that stands twice is refused. Raises BadRequest."""
     try:
         value = json.loads(body, parse_constant=_no_constant, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:  # a depth bomb is a RecursionError, a 5,000-digit number a ValueError

@@ -36,6 +36,9 @@ _READABLE_PROPERTIES = (
 _ISA_FLAGS = ("sse4_2", "avx", "avx2", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16")
 _ISA_MATRIX_FLAGS = ("amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve")
 
+# How many tokens that were just written are looked for in what came before.
+LOOKUP_NGRAM_TOKENS = 3
+
 Report = Callable[[str, int, int, str], None]
 
 
@@ -75,7 +78,11 @@ class Engine:
         if self.kv_blocks < 4:
             raise ValueError(f"kv_cache_bytes {config.kv_cache_bytes} holds fewer than 4 blocks of {block_bytes} bytes")
         report("load", 1, 3, f"loading {config.model_path}")
-        properties = {**config.properties, "INFERENCE_NUM_THREADS": str(config.threads)}
+        properties: dict[str, Any] = {**config.properties, "INFERENCE_NUM_THREADS": str(config.threads)}
+        if config.draft_model:
+            properties["draft_model"] = self._genai.draft_model(config.draft_model, "CPU")
+        elif config.speculative_tokens:
+            properties["prompt_lookup"] = True
         scheduler = self._scheduler()
         self._pipeline: Any = self._genai.ContinuousBatchingPipeline(config.model_path, scheduler, "CPU", properties)
         self._tokenizer: Any = self._pipeline.get_tokenizer()
@@ -91,17 +98,27 @@ class Engine:
 
     def _scheduler(self) -> Any:
         scheduler = self._genai.SchedulerConfig()
-        # Decoding tokens are scheduled before prompt tokens: with room for both, a prompt piece of
-        # max_batched_tokens always fits whole into the step it is submitted for.
-        scheduler.max_num_batched_tokens = self._config.max_batched_tokens + self._config.max_sequences
+        scheduler.max_num_batched_tokens = self._step_tokens()
         scheduler.max_num_seqs = self._config.max_sequences
         scheduler.num_kv_blocks = self.kv_blocks
         scheduler.enable_prefix_caching = self._config.prefix_cache
         scheduler.dynamic_split_fuse = True
         return scheduler
 
+    def _step_tokens(self) -> int:
+        """Decoding tokens, guesses among them, are scheduled before prompt tokens: with room for both, a prompt piece
+        of max_batched_tokens always fits whole into the step it is submitted for."""
+        return self._config.max_batched_tokens + self._config.max_sequences * (1 + self._config.speculative_tokens)
+
+    def _generation_config(self, **fields: Any) -> Any:
+        config = self._genai.GenerationConfig(**fields)
+        if self._config.speculative_tokens:
+            config.num_assistant_tokens = self._config.speculative_tokens
+            config.max_ngram_size = 0 if self._config.draft_model else LOOKUP_NGRAM_TOKENS
+        return config
+
     def _warm(self) -> None:
-        config = self._genai.GenerationConfig(max_new_tokens=2, ignore_eos=True)
+        config = self._generation_config(max_new_tokens=2, ignore_eos=True)
         self._pipeline.add_request(0, self._tensor([0, 1, 2]), config)
         while self._pipeline.has_non_finished_requests():
             self._pipeline.step()
@@ -155,7 +172,7 @@ class Engine:
 
     def generation(self, sampling: dict[str, Any], max_tokens: int, schema: str | None) -> Any:
         """A checked GenerationConfig of the wire's sampling fields; Unusable says what the engine does not accept."""
-        config = self._genai.GenerationConfig()
+        config = self._generation_config()
         config.eos_token_id = self._model_defaults.eos_token_id
         config.stop_token_ids = self._model_defaults.stop_token_ids
         config.max_new_tokens = max_tokens
@@ -234,7 +251,7 @@ class Engine:
             "device_defaults": {name: _readable(core, name) for name in _READABLE_PROPERTIES},
             "scheduler": {
                 "prompt_tokens_per_step": self._config.max_batched_tokens,
-                "max_num_batched_tokens": self._config.max_batched_tokens + self._config.max_sequences,
+                "max_num_batched_tokens": self._step_tokens(),
                 "max_sequences": self._config.max_sequences,
                 "max_queued": self._config.max_queued,
                 "kv_blocks": self.kv_blocks,
@@ -242,6 +259,11 @@ class Engine:
                 "kv_cache_bytes": self.kv_bytes,
                 "prefix_cache": self._config.prefix_cache,
                 "dynamic_split_fuse": True,
+            },
+            "speculation": {
+                "tokens": self._config.speculative_tokens,
+                "draft_model": self._config.draft_model,
+                "lookup_ngram_tokens": LOOKUP_NGRAM_TOKENS,
             },
             "context_tokens": self.context_tokens(),
             "tokenizer_limit": self.tokenizer_limit,

@@ -29,8 +29,9 @@ import http1
 from http1 import BadRequest, Reply, Request, error_body, sse
 from openai_wire import DONE, Answer, Ask, Usage, model_list, parse_ask
 from openvino_channel import FrameReader, frame
-from openvino_config import ConfigError, ServerConfig
+from openvino_config import ServerConfig
 from openvino_metrics import render_metrics
+from program_config import ConfigError
 
 _OUT_OF_KV = "the engine ran out of KV cache memory and dropped this request; try again or ask for fewer tokens"
 

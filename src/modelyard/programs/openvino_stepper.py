@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import os
 import select
 import signal
@@ -37,8 +36,7 @@ from openvino_config import ServerConfig
 from openvino_engine import Engine, Unusable
 from openvino_prefix import BLOCK_TOKENS, Digest, PrefixMirror, chain
 from openvino_text import StopFilter, TextTail
-
-_PR_SET_PDEATHSIG = 1
+from parent_death import die_with_parent
 
 
 @dataclass
@@ -125,7 +123,8 @@ class Stepper:
             )
         max_tokens = min(room, message["max_tokens"] or room)
         generation = self._engine.generation(message["sampling"], max_tokens, message["schema"])
-        blocks = -(-(len(prompt) + max_tokens) // BLOCK_TOKENS) + 1  # one to spare for copy-on-write
+        most = len(prompt) + max_tokens + self._config.speculative_tokens
+        blocks = -(-most // BLOCK_TOKENS) + 1  # one to spare for copy-on-write
         return Job(message["id"], prompt, generation, blocks, message["quiet"], StopFilter(message["stop"]))
 
     def _prompt(self, message: dict[str, Any]) -> list[int]:
@@ -289,14 +288,6 @@ class Stepper:
 
     def _send(self, message: dict[str, Any]) -> None:
         self._pipe.sendall(frame(message))
-
-
-def die_with_parent(parent: int) -> None:
-    """The kernel kills this process when its parent ends, even in the middle of a step (Linux; elsewhere: pipe EOF)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(0)
 
 
 def main() -> None:

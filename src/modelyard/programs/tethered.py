@@ -15,7 +15,8 @@ import threading
 def main(command: list[str]) -> int:
     # The starter decides when to stop; a Ctrl-C in the terminal reaches it and the command too.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    # Descriptors that the starter passed on (its locks) are the command's too: they last as long as the command.
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, close_fds=False)
 
     def stop(number: int, frame: object) -> None:
         child.kill()

@@ -9,7 +9,8 @@ from modelyard.records.base import Record
 
 class Artifact(Record):
     """One concrete, hashed set of files. `path` is a file (gguf) or a folder (huggingface); `sha256` is over the
-    content. `recommended` are engine settings that the model's authors advise."""
+    content: both are empty while the artifact is still to be made. `recommended` are engine settings that the model's
+    authors advise; `notes` are what an operator should know of where it came from."""
 
     name: str
     format: str
@@ -18,6 +19,7 @@ class Artifact(Record):
     size_bytes: int
     lineage: str
     recommended: dict[str, float] = msgspec.field(default_factory=dict[str, float])
+    notes: tuple[str, ...] = ()
 
 
 class Setting(Record):
@@ -46,7 +48,8 @@ class Rejected(Record):
 
 
 class ReplicaPlan(Record):
-    """One engine to run. `settings` holds every value that the engine is started with, nothing is left to defaults."""
+    """One engine to run. `settings` holds every value that the engine is started with, nothing is left to defaults;
+    `ranks` is how many processes of it share the model's weights."""
 
     name: str
     engine: str
@@ -58,6 +61,7 @@ class ReplicaPlan(Record):
     startup_timeout_s: float = 120.0
     drain_timeout_s: float = 30.0
     hang_timeout_s: float = 20.0
+    ranks: int = 1
 
     def setting(self, name: str) -> str | int | float | bool:
         """The value of a setting that the plan must have (KeyError otherwise)."""

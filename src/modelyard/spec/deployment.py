@@ -56,7 +56,9 @@ def load_file(path: Path) -> DeploymentFile:
 
 
 def default_deployment(model: str = "smollm2") -> Deployment:
-    """The deployment of `up` without a file: `model` (a catalogue name, or a path) with planned limits."""
+    """The deployment of `up` without a file: `model` (a catalogue name, a URL, or a path) with planned limits."""
+    if "://" in model:
+        return Deployment(name=_name_from(_last_of(model)), model=model)
     if not is_path(model):
         return Deployment(name=_name_from(model), model=model)
     path = Path(absolute(model, Path()))
@@ -74,6 +76,14 @@ def json_schema() -> dict[str, Any]:
         "anyOf": list(forms),
         "$defs": definitions,
     }
+
+
+def _last_of(url: str) -> str:
+    """`Qwen3-0.6B-GGUF` of `hf://Qwen/Qwen3-0.6B-GGUF@main:Q8_0`."""
+    # The first part is an organisation, a bucket or a host with its port; in an Ollama reference it is all there is.
+    rest = re.sub(r"^[^/]*/+(?=[^/])", "", url.partition("://")[2])
+    path = re.split(r"[?#@:]", rest, maxsplit=1)[0].rstrip("/")
+    return re.sub(r"\.gguf$", "", path.rpartition("/")[2], flags=re.IGNORECASE)
 
 
 def _name_from(text: str) -> str:

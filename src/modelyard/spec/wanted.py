@@ -88,8 +88,9 @@ class Deployment(Record, forbid_unknown_fields=True):
         str,
         Meta(
             min_length=1,
-            description="A name of the catalogue, or a path (starting with /, ./, ../ or ~/, or ending in .gguf; "
-            "relative to this file) to a GGUF file or a model folder.",
+            description="A name of the catalogue, a path (starting with /, ./, ../ or ~/, or ending in .gguf; "
+            "relative to this file) to a GGUF file or a model folder, or where a model is fetched from: "
+            "hf://org/name[@revision][:quant], ollama://name[:tag], https:// or s3:// and a .gguf file.",
         ),
     ]
     engine: Annotated[str, Meta(min_length=1, description="The engine to run it with; `auto` plans one that can.")] = (
@@ -137,7 +138,9 @@ class ManyDeployments(Record, kw_only=True, forbid_unknown_fields=True):
 
 
 def is_path(model: str) -> bool:
-    """Whether a model reference means files on this machine rather than a name of the catalogue."""
+    """Whether a model reference means files on this machine rather than a name of the catalogue or a URL."""
+    if "://" in model:
+        return False
     return model.startswith(("/", "./", "../", "~/")) or model in (".", "..") or model.lower().endswith(".gguf")
 
 

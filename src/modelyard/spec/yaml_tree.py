@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,11 +19,13 @@ Steps = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """`value` is made of dicts, lists and scalars; `lines` maps the path of a value to the line of its key (from 1)."""
+    """`value` is made of dicts, lists and scalars; `lines` maps the path of a value to the line of its key (from 1),
+    `spans` that of a scalar to where it begins and ends in the text, in characters."""
 
     file: Path
     value: Any
     lines: dict[Steps, int]
+    spans: dict[Steps, tuple[int, int]] = field(default_factory=dict[Steps, tuple[int, int]])
 
     def error(self, steps: Steps, message: str, *, hint: str = "") -> SpecError:
         """An error that names the file, the line and the key; a key that is absent takes the line of its parent."""
@@ -56,7 +58,7 @@ def read(file: Path) -> Document:
         raise _translated(document, error) from error
     finally:
         loader.dispose()
-    return Document(file, value, document.lines)
+    return Document(file, value, document.lines, document.spans)
 
 
 def _text(document: Document) -> str:
@@ -103,6 +105,7 @@ def _plain(document: Document, loader: _Loader, node: yaml.Node, steps: Steps) -
         return {key: _plain(document, loader, value, (*steps, key)) for key, value in _pairs(document, node, steps)}
     if isinstance(node, yaml.SequenceNode):
         return [_plain(document, loader, item, (*steps, at)) for at, item in enumerate(node.value)]
+    document.spans[steps] = (node.start_mark.index, node.end_mark.index)
     try:
         return cast(Any, loader).construct_object(node)
     except ValueError as error:  # such as the date 2026-99-99

@@ -65,6 +65,10 @@ class _Connection(http1.Connection):
             reply.transport.close()
 
 
+class DoesNotFit(Exception):
+    """What it needs is not there; the message says what."""
+
+
 def say(kind: str, **values: object) -> None:
     """One line of the log: its kind, then JSON."""
     print(kind, json.dumps(values), flush=True)
@@ -76,29 +80,62 @@ async def run(knobs: Knobs, *, end_with_stdin: bool = False) -> int:
     routes, stop = Routes(knobs), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: _ignored(routes.knobs) or stop.set())
+    workers = [await _start_worker() for _ in range(knobs.workers)]
     if end_with_stdin:
         loop.add_reader(0, lambda: os.read(0, 4096) or stop.set())
     serving = asyncio.create_task(_load_and_listen(routes))
     stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    lost = asyncio.create_task(_first_lost(workers, routes))
+    await asyncio.wait({serving, stopping, lost}, return_when=asyncio.FIRST_COMPLETED)
     if serving.done():
         serving.result()
-    await stopping
+    await asyncio.wait({stopping, lost}, return_when=asyncio.FIRST_COMPLETED)
+    if lost.done():
+        return 1
+    if knobs.defect == "drain":
+        await routes.finish_running()
+    for worker in workers:
+        worker.kill()
     if knobs.address.startswith("unix:"):
         Path(knobs.address.removeprefix("unix:")).unlink(missing_ok=True)
     return 0
 
 
 def _ignored(knobs: Knobs) -> bool:
-    if knobs.ignore_sigterm:
+    ignored = knobs.ignore_sigterm or knobs.defect == "terminate"
+    if ignored:
         print("ignoring the signal", flush=True)
-    return knobs.ignore_sigterm
+    return ignored
+
+
+async def _start_worker() -> asyncio.subprocess.Process:
+    """A process that does nothing and ends with this one, not by a signal to their group."""
+    program = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); sys.stdin.read()"
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-I", "-S", "-c", program), stdin=asyncio.subprocess.PIPE
+    )
+
+
+async def _first_lost(workers: list[asyncio.subprocess.Process], routes: Routes) -> None:
+    """Returns when a worker has died, having said so."""
+    if not workers:
+        await asyncio.Event().wait()
+    await asyncio.wait({asyncio.create_task(worker.wait()) for worker in workers}, return_when=asyncio.FIRST_COMPLETED)
+    if routes.knobs.defect == "kill-2":
+        routes.hang()
+        await asyncio.Event().wait()
+    print("error: a worker died", flush=True)
 
 
 async def _load_and_listen(routes: Routes) -> asyncio.Server:
     knobs = routes.knobs
     if knobs.load_log_lines:
         print(knobs.load_log_lines, flush=True)
+    if knobs.defect == "nothing-left":
+        Path("left-behind.txt").write_text("nobody removes this\n")
+    if knobs.kv_cache_bytes is not None and knobs.kv_cache_bytes < knobs.kv_least_bytes:
+        raise DoesNotFit(f"{knobs.kv_cache_bytes} bytes of KV cache given, {knobs.kv_least_bytes} needed")
+    weights = _allocated(knobs.memory_bytes)
     server: asyncio.Server | None = None
     match knobs.startup_style:
         case "503":
@@ -110,12 +147,18 @@ async def _load_and_listen(routes: Routes) -> asyncio.Server:
             await asyncio.sleep(knobs.startup_s / 2)
         case "log-progress":
             await _load_with_progress(knobs)
+        case "503-with-progress":
+            server = await _listen(routes)
+            await _load_with_progress(knobs)
         case _:
             await asyncio.sleep(knobs.startup_s)
     if knobs.crash_at_start:
         _crash_at_start(knobs.crash_at_start)
     routes.loading = False
+    routes.weights = weights
     server = server or await _listen(routes)
+    if knobs.defect == "listeners":
+        await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
     say("ready", address=_address_of(server, knobs), pid=os.getpid())
     return server
 
@@ -125,7 +168,15 @@ async def _load_with_progress(knobs: Knobs) -> None:
         await asyncio.sleep(knobs.startup_s)
     for line in range(knobs.progress_lines):
         await asyncio.sleep(knobs.startup_s / knobs.progress_lines)
-        say("progress", stage="loading", fraction=(line + 1) / knobs.progress_lines)
+        done = knobs.progress_lines - line if knobs.defect == "progress" else line + 1
+        say("progress", stage="loading", fraction=done / knobs.progress_lines)
+
+
+def _allocated(size_bytes: int) -> bytearray:
+    try:
+        return bytearray(size_bytes)
+    except MemoryError:
+        raise DoesNotFit(f"{size_bytes} bytes of memory were refused") from None
 
 
 def _crash_at_start(how: str) -> None:
@@ -158,7 +209,10 @@ def read_knobs(config: str | None, changes: list[str]) -> Knobs:
     """Knobs from a JSON file, then from NAME=VALUE words (a value is JSON, or else a plain text)."""
     knobs = Knobs()
     if config is not None:
-        knobs = knobs.changed(read_object(Path(config).read_bytes()))
+        told = read_object(Path(config).read_bytes())
+        if told.get("defect") == "bad-setting":
+            told = {name: value for name, value in told.items() if hasattr(knobs, name)}
+        knobs = knobs.changed(told)
     values: dict[str, Value] = {}
     for change in changes:
         name, _, text = change.partition("=")
@@ -180,6 +234,9 @@ def main() -> int:
     except BadKnob as error:
         print(f"error: {error}", flush=True)
         return 2
+    except DoesNotFit as error:
+        print(f"error: does not fit: {error}", flush=True)
+        return 1
     except (OSError, ValueError) as error:
         print(f"error: {error}", flush=True)
         return 1

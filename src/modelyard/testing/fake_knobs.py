@@ -8,7 +8,37 @@ from dataclasses import dataclass, fields, replace
 
 Value = str | int | float | bool | None
 
-STARTUP_STYLES = ("refused", "503", "refused-then-503", "log-progress")
+STARTUP_STYLES = ("refused", "503", "refused-then-503", "log-progress", "503-with-progress")
+# What `defect` makes wrong, under the name of the row of the conformance kit that must notice it, and no other.
+DEFECTS: dict[str, str] = {
+    "progress": "the fraction of the load falls",
+    "ready": "/health is well while it still loads",
+    "chat": "short chat answers are blank",
+    "completion": "short continuations are blank",
+    "chat-stream": "streamed chat answers begin with another word",
+    "completion-stream": "streamed continuations begin with another word",
+    "stop": "stop texts are ignored",
+    "max-tokens": "short chat answers have two tokens more than asked for",
+    "usage": "the total is not the sum",
+    "json-schema": "response_format is ignored",
+    "unknown-model": "any model name is answered",
+    "context": "a prompt that is too long is cut",
+    "malformed-json": "a body that is not JSON is answered with 500",
+    "cached-tokens": "usage tells no cached tokens",
+    "metrics": "the KV cache is not reported",
+    "metrics-load": "what waits is not counted",
+    "token-counts": "generated tokens are counted twice",
+    "work-done": "the counter of steps stands still in a prefill",
+    "cancel-decode": "an answer whose client has left is finished",
+    "cancel-prefill": "a prompt whose client has left is read to its end",
+    "listeners": "it listens on a TCP port as well",
+    "terminate": "SIGTERM is ignored",
+    "drain": "running answers are finished at SIGTERM",
+    "restart": "every start has other words",
+    "kill-2": "it stays, and answers nothing, when its worker dies",
+    "bad-setting": "unknown knobs are ignored",
+    "nothing-left": "a file stays in its working directory",
+}
 # Exit code (negative: the signal that it ends by) and the last words of each way to die at the start.
 CRASHES: dict[str, tuple[int, tuple[str, ...]]] = {
     "bad-flag": (2, ("error: unknown setting: --kv-cash-dtype",)),
@@ -18,7 +48,21 @@ CRASHES: dict[str, tuple[int, tuple[str, ...]]] = {
     "out-of-memory": (-9, ("allocating 3221225472 bytes",)),
     "crash": (1, ("Traceback (most recent call last):", "RuntimeError: the device went away")),
 }
-_START_ONLY = frozenset({"address", "startup_s", "startup_style", "progress_lines", "load_log_lines", "crash_at_start"})
+_START_ONLY = frozenset(
+    {
+        "address",
+        "startup_s",
+        "startup_style",
+        "progress_lines",
+        "load_log_lines",
+        "crash_at_start",
+        "defect",
+        "workers",
+        "kv_cache_bytes",
+        "kv_least_bytes",
+        "memory_bytes",
+    }
+)
 _ACCEPTED: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "bool": (bool,),
@@ -54,6 +98,8 @@ class Knobs:
     """Know some capitals, so that knowledge checks pass; false makes a model that answers wrongly."""
     prefill_s: float = 0.0
     """Time before the first token of an answer; the prompt is processed, and counted, in slices of it."""
+    prefill_token_s: float = 0.0
+    """Time for each token of a prompt that is not cached, besides."""
     token_interval_s: float = 0.0
     """Time before each token of an answer."""
 
@@ -61,14 +107,24 @@ class Knobs:
     """How long it loads."""
     startup_style: str = "log-progress"
     """While it loads: `refused` does not listen; `503` listens and answers 503; `refused-then-503` one half of the time
-    each; `log-progress` does not listen and prints `progress` lines."""
+    each; `log-progress` does not listen and prints `progress` lines; `503-with-progress` does both."""
     progress_lines: int = 4
-    """How many `progress` lines the style `log-progress` prints."""
+    """How many `progress` lines the styles with progress print."""
     load_log_lines: str = ""
     """Lines to print verbatim before it loads."""
     crash_at_start: str = ""
     """How to end when it has loaded, one of CRASHES: bad-flag, missing-file, damaged-model, does-not-fit,
     out-of-memory (ends by SIGKILL as if the kernel had done it), crash."""
+    memory_bytes: int = 0
+    """How much memory it takes while it loads; refused, it ends as one that does not fit."""
+    kv_cache_bytes: int | None = None
+    """What it is given for keys and values; nothing is really taken."""
+    kv_least_bytes: int = 0
+    """With less than this for keys and values it ends as one that does not fit."""
+    workers: int = 0
+    """Processes beside its own, as ranks are; if one dies, it says so and ends."""
+    defect: str = ""
+    """One thing that it does wrongly, one of DEFECTS."""
 
     crash_after_tokens: int | None = None
     """End the process, with exit code 1, after this many tokens of an answer."""
@@ -128,5 +184,7 @@ def _check(name: str, kind: str, value: Value) -> None:
         raise BadKnob(f"{name}: one of {', '.join(STARTUP_STYLES)}, not {value!r}")
     if name == "crash_at_start" and value and value not in CRASHES:
         raise BadKnob(f"{name}: one of {', '.join(CRASHES)}, not {value!r}")
+    if name == "defect" and value and value not in DEFECTS:
+        raise BadKnob(f"{name}: one of {', '.join(DEFECTS)}, not {value!r}")
     if name == "max_sequences" and value == 0:
         raise BadKnob("max_sequences: wants at least 1")

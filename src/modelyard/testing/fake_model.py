@@ -64,11 +64,14 @@ class FakeModel:
         """The answer's tokens as they are produced. Closing the generator early gives up the place in the batch."""
         produced: asyncio.Queue[str | None] = asyncio.Queue()
         task = asyncio.create_task(self._produce(job, produced))
+        begun = False
         try:
             while (piece := await produced.get()) is not None:
+                begun = True
                 yield piece
         finally:
-            if self._knobs.ignore_disconnects:
+            deaf = self._knobs.defect == ("cancel-decode" if begun else "cancel-prefill")
+            if self._knobs.ignore_disconnects or deaf:
                 self._left_behind.add(task)
                 task.add_done_callback(self._left_behind.discard)
             else:
@@ -109,24 +112,30 @@ class FakeModel:
             self.counters.tokens_held -= held
             self._wake_waiting()
 
+    async def until_idle(self) -> None:
+        """Wait until nothing runs and nothing waits."""
+        while self.counters.running or self.counters.waiting:
+            await self._place_freed.wait()
+
     def _wake_waiting(self) -> None:
         """All who wait look again, in their order; a new event keeps late comers behind them."""
         self._place_freed.set()
         self._place_freed = asyncio.Event()
 
     async def _prefill(self, job: Job) -> None:
-        slices = max(1, round(self._knobs.prefill_s / PREFILL_SLICE_S))
+        duration_s = self._knobs.prefill_s + self._knobs.prefill_token_s * (job.prompt_tokens - job.cached_tokens)
+        slices = max(1, round(duration_s / PREFILL_SLICE_S))
         self.counters.cached_prompt_tokens += job.cached_tokens
         for index in range(slices):
-            await self._step(self._knobs.prefill_s / slices)
+            await self._step(duration_s / slices, counted=self._knobs.defect != "work-done")
             done, before = job.prompt_tokens * (index + 1) // slices, job.prompt_tokens * index // slices
             self.counters.prompt_tokens += done - before
 
-    async def _step(self, duration_s: float) -> None:
+    async def _step(self, duration_s: float, *, counted: bool = True) -> None:
         await self.not_hung.wait()
         await asyncio.sleep(duration_s)
         await self.not_hung.wait()
-        self.counters.steps += 1
+        self.counters.steps += counted
 
     async def _misbehave(self, job: Job, made: int) -> None:
         """What the knobs ask for once `made` tokens of an answer are out."""

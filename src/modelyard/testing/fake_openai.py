@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from http1 import BadRequest
-from modelyard.testing import fake_answers
+from modelyard.testing import fake_answers, fake_defects
 from modelyard.testing.fake_answers import Answer, is_list, is_object
 from modelyard.testing.fake_knobs import Knobs
 
@@ -39,7 +39,7 @@ def read_chat(body: bytes, knobs: Knobs) -> Ask:
     asked = [text for text, message in zip(texts, messages, strict=True) if message.get("role") == "user"]
     limit = _count(fields, "max_completion_tokens") or _count(fields, "max_tokens")
     fact = fake_answers.about_capitals(asked[-1]) if asked and knobs.facts else None
-    return _ask(fields, knobs, "\n".join(texts), _structured(fields) or fact, limit, chat=True)
+    return _ask(fields, knobs, "\n".join(texts), _structured(fields, knobs) or fact, limit, chat=True)
 
 
 def read_completion(body: bytes, knobs: Knobs) -> Ask:
@@ -50,7 +50,7 @@ def read_completion(body: bytes, knobs: Knobs) -> Ask:
         raise BadRequest("'prompt' is a text", param="prompt")
     fact = fake_answers.after_prompt(prompt) if knobs.facts else None
     limit = _count(fields, "max_tokens") or DEFAULT_COMPLETION_TOKENS
-    return _ask(fields, knobs, prompt, _structured(fields) or fact, limit, chat=False)
+    return _ask(fields, knobs, prompt, _structured(fields, knobs) or fact, limit, chat=False)
 
 
 def _ask(
@@ -64,18 +64,24 @@ def _ask(
 ) -> Ask:
     prompt_tokens = max(1, len(prompt.split()))
     room = knobs.context_tokens - prompt_tokens
+    if room < 1 and knobs.defect == "context":
+        prompt_tokens, room = knobs.context_tokens - 1, 1
     if room < 1:
         message = f"the prompt has {prompt_tokens} tokens, the context holds {knobs.context_tokens}"
         raise BadRequest(message, param="messages" if chat else "prompt", code="context_length_exceeded")
-    pieces = known or fake_answers.words(knobs.tokens)
     options = fields.get("stream_options")
+    stream = bool(fields.get("stream"))
+    pieces = known or fake_answers.words(knobs.tokens, fake_defects.stem(knobs.defect))
+    answer = fake_answers.cut(pieces, _stops(fields), min(room, limit or room))
+    if knobs.defect:
+        answer = fake_defects.answer(knobs.defect, answer, pieces, chat=chat, stream=stream, limit=limit)
     return Ask(
         chat=chat,
         model=fields["model"],
         prompt=prompt,
         prompt_tokens=prompt_tokens,
-        answer=fake_answers.cut(pieces, _stops(fields), min(room, limit or room)),
-        stream=bool(fields.get("stream")),
+        answer=answer,
+        stream=stream,
         include_usage=is_object(options) and options.get("include_usage") is True,
     )
 
@@ -84,13 +90,14 @@ def _fields(body: bytes, knobs: Knobs) -> dict[str, Any]:
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise BadRequest(f"the body is not JSON: {error}") from None
+        status = 500 if knobs.defect == "malformed-json" else 400
+        raise BadRequest(f"the body is not JSON: {error}", status=status) from None
     if not is_object(fields):
         raise BadRequest("the body is not a JSON object")
     model = fields.get("model")
     if not isinstance(model, str):
         raise BadRequest("'model' is missing", param="model")
-    if model != knobs.served_name:
+    if model != knobs.served_name and knobs.defect != "unknown-model":
         raise BadRequest(f"the model '{model}' does not exist", status=404, param="model", code="model_not_found")
     if fields.get("n", 1) not in (1, None):
         raise BadRequest("only n=1 is supported", param="n")
@@ -124,9 +131,9 @@ def _stops(fields: Mapping[str, Any]) -> list[str]:
     return stops
 
 
-def _structured(fields: Mapping[str, Any]) -> tuple[str, ...] | None:
+def _structured(fields: Mapping[str, Any], knobs: Knobs) -> tuple[str, ...] | None:
     """The tokens of the JSON that `response_format` asks for, None where it asks for text."""
-    wanted = fields.get("response_format")
+    wanted = None if knobs.defect == "json-schema" else fields.get("response_format")
     match wanted:
         case None | {"type": "text"}:
             return None
@@ -149,10 +156,11 @@ class Shapes:
     id: str
     cached_tokens: int
     created: int
+    defect: str
 
     @classmethod
-    def of(cls, ask: Ask, number: int, cached_tokens: int) -> Shapes:
-        return cls(ask, f"{'chatcmpl' if ask.chat else 'cmpl'}-{number}", cached_tokens, int(time.time()))
+    def of(cls, ask: Ask, number: int, cached_tokens: int, defect: str) -> Shapes:
+        return cls(ask, f"{'chatcmpl' if ask.chat else 'cmpl'}-{number}", cached_tokens, int(time.time()), defect)
 
     def whole(self, text: str) -> dict[str, object]:
         message = {"role": "assistant", "content": text, "refusal": None}
@@ -195,9 +203,12 @@ class Shapes:
 
     def _usage(self) -> dict[str, object]:
         made = len(self.ask.answer.pieces)
-        return {
+        told: dict[str, object] = {
             "prompt_tokens": self.ask.prompt_tokens,
             "completion_tokens": made,
-            "total_tokens": self.ask.prompt_tokens + made,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "total_tokens": self.ask.prompt_tokens + made + (self.defect == "usage"),
         }
+        return told if self.defect == "cached-tokens" else {**told, "prompt_tokens_details": self._details()}
+
+    def _details(self) -> dict[str, object]:
+        return {"cached_tokens": self.cached_tokens}

@@ -25,6 +25,7 @@ class Routes:
         self.knobs = knobs
         self.loading = True
         self.connections = 0
+        self.weights = bytearray()
         self._model = FakeModel(knobs)
         self._seen: deque[dict[str, object]] = deque(maxlen=SEEN_REQUESTS)
         self._prompts: set[str] = set()
@@ -45,7 +46,7 @@ class Routes:
         if request.path.startswith("/v1/"):
             self._remember(request)
         if not request.path.startswith("/fake/"):
-            await self._be_unwell()
+            await self._be_unwell(request)
         route = self._routes.get((request.method, request.path))
         if route is None:
             known = any(path == request.path for _, path in self._routes)
@@ -53,8 +54,8 @@ class Routes:
         if (answering := route(request, reply)) is not None:
             await answering
 
-    async def _be_unwell(self) -> None:
-        if self.loading:
+    async def _be_unwell(self, request: Request) -> None:
+        if self.loading and not (self.knobs.defect == "ready" and request.path == "/health"):
             raise BadRequest("the model is loading", status=503)
         if not self.knobs.healthy_while_hung:
             await self._model.not_hung.wait()
@@ -76,22 +77,32 @@ class Routes:
         reply.json(200, {"object": "list", "data": [{**model, "max_model_len": self.knobs.context_tokens}]})
 
     def _metrics(self, request: Request, reply: Reply) -> None:
-        now = self._model.counters
+        now, defect = self._model.counters, self.knobs.defect
         capacity = self.knobs.context_tokens * self.knobs.max_sequences
         samples: dict[tuple[str, str], float] = {
             ("requests_running", "gauge"): now.running,
-            ("requests_waiting", "gauge"): now.waiting,
+            ("requests_waiting", "gauge"): now.waiting if defect != "metrics-load" else 0,
             ("steps_total", "counter"): now.steps,
-            ("generation_tokens_total", "counter"): now.generation_tokens,
+            ("generation_tokens_total", "counter"): now.generation_tokens * (2 if defect == "token-counts" else 1),
             ("prompt_tokens_total", "counter"): now.prompt_tokens,
             ("cached_prompt_tokens_total", "counter"): now.cached_prompt_tokens,
             ("kv_cache_usage_ratio", "gauge"): min(1.0, now.tokens_held / capacity) if capacity else 0.0,
         }
+        if defect == "metrics":
+            del samples["kv_cache_usage_ratio", "gauge"]
         text = "".join(
             f"# TYPE modelyard_engine_{name} {kind}\nmodelyard_engine_{name} {value}\n"
             for (name, kind), value in samples.items()
         )
         reply.text(200, text, "text/plain; version=0.0.4; charset=utf-8")
+
+    async def finish_running(self) -> None:
+        """Wait until no answer is produced any more."""
+        await self._model.until_idle()
+
+    def hang(self) -> None:
+        """Produce nothing any more, while everything else goes on."""
+        self._model.not_hung.clear()
 
     def _turn(self, request: Request, reply: Reply) -> None:
         try:
@@ -122,7 +133,7 @@ class Routes:
         self._prompts.add(ask.prompt)
         self._answered += 1
         job = Job(ask.prompt, ask.prompt_tokens, cached, ask.answer)
-        shapes = Shapes.of(ask, self._answered, cached)
+        shapes = Shapes.of(ask, self._answered, cached, self.knobs.defect)
         await (self._stream(job, shapes, reply) if ask.stream else self._unary(job, shapes, reply))
 
     async def _unary(self, job: Job, shapes: Shapes, reply: Reply) -> None:

@@ -16,6 +16,8 @@ COUNT = "Count from one to thirty in words."
 COUNT_RAW = "one, two, three, four, five,"
 FEW_TOKENS = 6
 MORE_TOKENS = 16
+# Engines keep a context in whole blocks, and may have so much more of it than they were asked for.
+CONTEXT_BLOCK_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +94,27 @@ async def _stop(replica: Replica) -> Observation:
     about what the model says."""
     await _fill_prefix_cache(replica)
     free = await replica.chat(COUNT, MORE_TOKENS)
-    stop = free.text[len(free.text) // 2 :][:6]
-    before = free.text.partition(stop)[0] if stop else ""
-    if not before:
+    stop = stop_string(free.text)
+    if not stop:
         return Observation("an answer long enough to be stopped", str(free), sound=False)
+    before = free.text.partition(stop)[0]
     predicted = f"{quoted(before)}, finish_reason stop"
     for mode, ask in (("whole", replica.chat), ("streamed", replica.chat_stream)):
         output = await ask(COUNT, MORE_TOKENS, stop=[stop])
         if (output.text, output.finish_reason) != (before, "stop"):
             return Observation(predicted, f"{mode}, stop {quoted(stop)}: {output}", sound=False)
     return Observation(predicted, predicted, sound=True)
+
+
+def stop_string(text: str) -> str:
+    """Six characters of `text` that first occur as near to its middle as can be, and not at its beginning; empty where
+    there are none. Small models repeat themselves: what stands in the middle may well have begun the answer."""
+    length = 6
+    firsts = {text.find(text[at : at + length]) for at in range(len(text) - length + 1)} - {0}
+    if not firsts:
+        return ""
+    at = min(firsts, key=lambda first: abs(first - len(text) // 2))
+    return text[at : at + length]
 
 
 async def _max_tokens(replica: Replica) -> Observation:
@@ -171,7 +184,7 @@ async def _unknown_model(replica: Replica) -> Observation:
 
 async def _context(replica: Replica) -> Observation:
     """A word is at least one token: this prompt cannot fit, however the model spells it."""
-    prompt = "one " * replica.context_tokens
+    prompt = "one " * (replica.context_tokens + CONTEXT_BLOCK_TOKENS)
     body = {"model": replica.model, "messages": [{"role": "user", "content": prompt}], "max_tokens": 1}
     return _refused(400, await replica.refusal(CHAT, msgspec.json.encode(body)))
 

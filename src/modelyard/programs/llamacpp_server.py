@@ -1,0 +1,223 @@
+"""An OpenAI-compatible server for any GGUF file: `python llamacpp_server.py --config FILE.json`.
+
+llama.cpp's own server, in a process of its own (llamacpp_engine.py), computes and speaks OpenAI's format; this process
+stands in front of it and adds what it lacks (llamacpp_wire.py says what and why): work ends when its client leaves,
+names and fields are checked, the queue is bounded, every error has OpenAI's shape.
+
+Contract. stdout carries one line per event: `progress {JSON}` while loading, `ready {JSON of effective settings}`
+once, `error: CAUSE` before a failure; stderr is llama.cpp's own log. The socket listens before the load; until `ready`
+every route answers 503. Exit 2: the configuration is wrong (one line on stderr); exit 1: the engine failed or died; 0:
+SIGTERM. SIGTERM finishes nothing: whoever sends it has drained first. If either process ends, the other ends at once.
+Routes: /health /effective /metrics (llama.cpp's own) /v1/models /v1/chat/completions /v1/completions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import http1
+import llamacpp_upstream as upstream
+import llamacpp_wire as wire
+from http1 import BadRequest, Reply, Request, error_body
+from llamacpp_config import SOCKET, ServerConfig
+from openai_wire import model_list
+from program_config import ConfigError
+
+_LOST = "the engine broke off this answer; try again"
+
+
+class Server:
+    """`effective` is None until the engine is ready; `_tools` is whether the model's template has a place for them."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._started = int(time.time())
+        self._in_flight = 0
+        self._tools = False
+        self.effective: dict[str, Any] | None = None
+        self.stopping = asyncio.Event()
+        self._routes: dict[tuple[str, str], Callable[[Request, Reply], Awaitable[None]]] = {
+            ("GET", "/health"): self._health,
+            ("GET", "/effective"): self._effective,
+            ("GET", "/metrics"): self._metrics,
+            ("GET", "/v1/models"): self._models,
+            ("POST", wire.CHAT): self._answer,
+            ("POST", wire.COMPLETION): self._answer,
+        }
+
+    async def handle(self, request: Request, reply: Reply) -> None:
+        if self.stopping.is_set() or self.effective is None:
+            self._unavailable(reply, "stopping" if self.stopping.is_set() else "loading")
+            return
+        route = self._routes.get((request.method, request.path))
+        if route is None:
+            known = any(path == request.path for _, path in self._routes)
+            raise BadRequest(
+                f"no route {request.method} {request.path}",
+                status=405 if known else 404,
+                code="method_not_allowed" if known else "not_found",
+            )
+        try:
+            await route(request, reply)
+        except upstream.Lost as error:
+            print(f"lost: {request.method} {request.path}: {error}", flush=True)
+            raise BadRequest(_LOST, status=502, code="engine_lost") from error
+
+    def _unavailable(self, reply: Reply, status: str) -> None:
+        body = {**error_body(503, f"the engine is {status}", None, f"engine_{status}"), "status": status}
+        reply.json(503, body, {"retry-after": "1"})
+
+    async def engine_ready(self, effective: dict[str, Any]) -> None:
+        """Raises Lost."""
+        async with upstream.ask(SOCKET, "GET", "/props") as answer:
+            template: dict[str, Any] = json.loads(await answer.body())["chat_template_caps"]
+        self._tools = bool(template["supports_tools"])
+        self.effective = effective
+
+    async def _health(self, request: Request, reply: Reply) -> None:
+        """llama-server's own /health answers although its loop hangs; its metrics come from that loop."""
+        status, _ = await self._engines_metrics()
+        if status == 200:
+            reply.json(200, {"status": "ok"})
+        else:
+            self._unavailable(reply, "not answering")
+
+    async def _effective(self, request: Request, reply: Reply) -> None:
+        reply.json(200, self.effective)
+
+    async def _metrics(self, request: Request, reply: Reply) -> None:
+        status, text = await self._engines_metrics()
+        reply.text(status, text.decode(), "text/plain; version=0.0.4; charset=utf-8")
+
+    async def _engines_metrics(self) -> tuple[int, bytes]:
+        async with upstream.ask(SOCKET, "GET", "/metrics") as answer:
+            return answer.status, await answer.body()
+
+    async def _models(self, request: Request, reply: Reply) -> None:
+        reply.json(200, model_list(self._config.served_name, self._started))
+
+    async def _answer(self, request: Request, reply: Reply) -> None:
+        """One request to its end; cancelling this closes the engine's connection, and its slot is free."""
+        ask = wire.parse_ask(request.body, request.path, self._config.served_name, tools=self._tools)
+        if self._in_flight >= self._config.max_sequences + self._config.max_queued:
+            raise BadRequest("the engine's queue is full", status=503, code="queue_full", retry_after_s=1)
+        self._in_flight += 1
+        try:
+            async with upstream.ask(SOCKET, "POST", ask.path, ask.body) as answer:
+                if answer.status != 200:
+                    raise wire.refusal(answer.status, await answer.body())
+                await (_relay(ask, answer, reply) if ask.stream else _put_together(ask, answer, reply))
+        finally:
+            self._in_flight -= 1
+
+
+async def _relay(ask: wire.Ask, answer: upstream.Answer, reply: Reply) -> None:
+    """Its events as they come, without those that we asked for and the client did not."""
+    events, last = wire.Events(), b""
+    async for piece in answer.pieces():
+        for event in events.feed(piece):
+            if wire.is_progress(event) or (wire.is_usage(event) and not ask.include_usage):
+                continue
+            if wire.is_error(event) and not reply.started:
+                raise wire.refusal(500, event)
+            if not reply.started:
+                reply.start()
+            await reply.send(b"data: %b\n\n" % event)
+            last = event
+    if last != wire.DONE:
+        # After an error of its own nothing more is said; a cut connection without [DONE] tells that it is not whole.
+        raise upstream.Lost("the stream ended without its end marker")
+    reply.finish()
+
+
+async def _put_together(ask: wire.Ask, answer: upstream.Answer, reply: Reply) -> None:
+    events, whole = wire.Events(), wire.Whole(chat=ask.path == wire.CHAT)
+    async for piece in answer.pieces():
+        for event in events.feed(piece):
+            if wire.is_error(event):
+                raise wire.refusal(500, event)
+            if not wire.is_progress(event) and event != wire.DONE:
+                whole.add(event)
+    try:
+        reply.json(200, whole.answer())
+    except ValueError as error:
+        raise upstream.Lost(str(error)) from error
+
+
+async def run(config: ServerConfig, config_path: str) -> int:
+    """Listen, start the engine process, serve until it ends or a signal comes; returns the exit code."""
+    loop = asyncio.get_running_loop()
+    server = Server(config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.stopping.set)
+    listener = await http1.listen(server.handle, config.address)
+    program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "llamacpp_engine.py")
+    arguments = ["--config", config_path, "--parent", str(os.getpid())]
+    engine = await asyncio.create_subprocess_exec(
+        sys.executable, program, *arguments, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    heard = loop.create_task(_hear(server, engine))
+    stop = loop.create_task(server.stopping.wait())
+    await asyncio.wait((heard, stop), return_when=asyncio.FIRST_COMPLETED)
+    listener.close()
+    if heard.done():
+        print(f"error: {heard.result() or _how_it_ended(await engine.wait())}", flush=True)
+        return 1
+    with contextlib.suppress(ProcessLookupError):
+        engine.kill()
+    await engine.wait()
+    return 0
+
+
+async def _hear(server: Server, engine: asyncio.subprocess.Process) -> str:
+    """Pass on what the engine process says until it ends; returns the cause that it named, if any."""
+    assert engine.stdout is not None
+    cause = ""
+    async for line in engine.stdout:
+        text = line.decode(errors="replace").rstrip()
+        kind, _, value = text.partition(" ")
+        if kind == "error:":
+            cause = value
+            continue
+        if kind == "ready":
+            await server.engine_ready(json.loads(value))
+        print(text, flush=True)
+    return cause
+
+
+def _how_it_ended(code: int) -> str:
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+    hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+    return f"the engine process {how}{hint}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="OpenAI-compatible HTTP server for llama.cpp.")
+    parser.add_argument("--config", required=True, help="JSON file, see llamacpp_config.ServerConfig")
+    arguments = parser.parse_args()
+    try:
+        config = ServerConfig.load(arguments.config)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    try:
+        code = asyncio.run(run(config, arguments.config))
+    except OSError as error:
+        print(f"error: cannot serve on {config.address}: {error}", flush=True)
+        code = 1
+    sys.stdout.flush()
+    # Handlers of open connections are not worth a farewell: their clients see the connection end.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
