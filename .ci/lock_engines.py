@@ -37,6 +37,10 @@ HEAD = """Every package of this environment, with the hashes of its wheels.
 Made by `./yard dev python .ci/lock_engines.py {name}`; do not edit."""
 
 
+class Unresolved(Exception):
+    """What uv said."""
+
+
 def lock(requirements: Requirements, name: str) -> str:
     """The lock's text. In a CPU build, what the packages ask for on account of GPUs is left out."""
     index = load().index
@@ -71,7 +75,7 @@ def with_hashes_of_local_builds(
     try:
         found = resolve((f"{package.name}=={version}",), replace(index, find_links=()), "--no-deps")
         hashes.update(*(one.sha256 for one in found))
-    except subprocess.CalledProcessError:
+    except Unresolved:
         print(f"  {package.name}: no index here has {version}; {len(wheels)} in folders of wheels")
     return msgspec.structs.replace(package, version=public(package.version), sha256=tuple(sorted(hashes)))
 
@@ -98,7 +102,9 @@ def resolve(
         given = [word for what in ("--excludes", "--override") for word in (what, str(paths[what]))]
         command = [*uv_command(), "pip", "compile", *OPTIONS, *options, *given, str(paths["asked"])]
         environ = uv_environ(index, load().environ)
-        done = subprocess.run(command, env=environ, check=True, stdout=subprocess.PIPE, text=True, cwd=folder)
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, cwd=folder)
+    if done.returncode != 0:
+        raise Unresolved(done.stderr)
     return parse(done.stdout)
 
 

@@ -17,7 +17,7 @@ from modelyard.cli.admin import listening, state_directory
 from modelyard.cli.conformance import conformance, proved_here
 from modelyard.cli.engines_import import import_command
 from modelyard.cli.options import Json
-from modelyard.cli.output import OUT, print_json, say
+from modelyard.cli.output import OUT, print_json, print_table, say
 from modelyard.cli.seven_steps import SevenSteps
 from modelyard.cli.showing_engines import cells, look, price, told
 from modelyard.control import wanted as desired
@@ -58,7 +58,7 @@ def list_engines(json: Json = False) -> None:
         for build in one.builds:
             *first, formats = cells(one, build)
             table.add_row(*first, proved_here(state, build.installed, machine), formats)
-    OUT.print(table)
+    print_table(table)
 
 
 @app.command()

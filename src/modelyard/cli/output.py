@@ -7,6 +7,7 @@ import sys
 
 import msgspec
 from rich.console import Console
+from rich.table import Table
 
 from modelyard import settings
 from modelyard.cli.visible import visible
@@ -23,6 +24,8 @@ _COMMAND = re.compile(
 # What JSON leaves as it is and some terminals take for commands.
 _JSON_CONTROL = re.compile(r"[\x7f-\x9f]")
 
+_WIDE = 200
+
 
 def say(text: str) -> None:
     OUT.print(visible(text), markup=False)
@@ -37,6 +40,13 @@ def tilde(path: str) -> str:
     """A path as people write it: what lies in their home begins with `~`."""
     home = settings.load().environ.get("HOME", "").rstrip("/")
     return f"~{path.removeprefix(home)}" if home and path.startswith(f"{home}/") else path
+
+
+def print_table(table: Table) -> None:
+    """Where no terminal gives a width to fit into, each row is a line."""
+    if not OUT.is_terminal:
+        OUT.width = max(OUT.width, _WIDE)
+    OUT.print(table)
 
 
 def print_json(value: object) -> None:

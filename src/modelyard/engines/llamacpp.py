@@ -21,6 +21,7 @@ from modelyard.engines.contract import (
 )
 from modelyard.engines.llamacpp_architectures import ARCHITECTURES
 from modelyard.engines.llamacpp_failures import explain
+from modelyard.engines.locks import shipped
 from modelyard.engines.prometheus_text import parse, total
 from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue, check_setting
 from modelyard.models.card import Card
@@ -95,6 +96,7 @@ class LlamaCpp:
         download_bytes=34_000_000,
         installed_bytes=107_000_000,
         import_check="xllamacpp",
+        lock=shipped("llama.cpp-cpu"),
     )
 
     def launch(self, replica: ReplicaPlan, install: Installed, net: Addresses) -> LaunchSpec:

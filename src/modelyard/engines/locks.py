@@ -83,9 +83,15 @@ def flaws(requirements: Requirements) -> list[str]:
     return found
 
 
-def gpu_packages(pins: Iterable[str]) -> list[str]:
+def pins(requirements: Requirements) -> tuple[str, ...]:
+    """`name==version` of everything that is installed, for all machines together. Raises BadLock."""
+    return tuple(f"{one.name}=={one.version}" for one in parse(requirements.lock))
+
+
+def gpu_packages(packages: Iterable[str]) -> list[str]:
     """Those of `name==version` that only a GPU needs: in a CPU environment they are gigabytes of a wrong build."""
-    return sorted(pin for pin in pins if _GPU_NAME.match(normalised(pin.partition("==")[0])) or _GPU_SUFFIX.search(pin))
+    named = (pin for pin in packages if _GPU_NAME.match(normalised(pin.partition("==")[0])) or _GPU_SUFFIX.search(pin))
+    return sorted(named)
 
 
 def pinned(requirement: str) -> str:

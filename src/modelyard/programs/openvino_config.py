@@ -63,13 +63,8 @@ class ServerConfig:
             raise ConfigError("properties must be an object")
         texts = {str(key): str(value) for key, value in cast("dict[object, object]", properties).items()}
         check_model(values["model_path"])
-<<<<<<< HEAD
         whole: dict[str, Any] = {**values, "properties": texts}
         return ServerConfig(**whole)
-=======
-        values["properties"] = texts
-        return ServerConfig(**values)
->>>>>>> llamacpp
 
 
 _MINIMUM = {
