@@ -14,7 +14,7 @@ from modelyard.hardware.machine import Machine
 from modelyard.models.card import Card
 from modelyard.planning.plan import plan
 from modelyard.records.plan import Artifact, Setting
-from modelyard.spec.deployment import Deployment, Limits
+from modelyard.spec.deployment import Deployment, Limits, Timeouts
 from modelyard.testing.fake_knobs import Knobs
 from modelyard.verify.conformance.row import Pace
 from modelyard.verify.conformance.subject import Subject
@@ -33,7 +33,7 @@ SOUND: dict[str, SettingValue] = {
     "kv_least_bytes": 64_000,
     "workers": 1,
 }
-PACE = Pace(prompt_tokens=600, answer_tokens=1000, idle_s=0.2, long_prefill_s=0.5, half_dead_s=3.0)
+PACE = Pace(prompt_tokens=600, answer_tokens=1000, idle_s=0.2, settles_s=5.0, long_prefill_s=0.5, half_dead_s=3.0)
 MACHINE = Machine(
     cores=2, memory_bytes=8 << 30, available_bytes=4 << 30, cpu_model="a cpu", isa=("avx2",), os="linux", arch="x86_64"
 )
@@ -64,6 +64,7 @@ class SizedFake(FakeAdapter):
 
     default_sequences = 4
     kv_block_tokens = 16
+    whole_contexts = False
 
     def unfit(self, card: Card) -> str | None:
         return None
@@ -96,6 +97,13 @@ def a_subject(engine: Engine | None = None, **knobs: Any) -> Subject:
     engine = engine or SizedFake()
     settings = {**SOUND, **knobs}
     limits = Limits(context_tokens=CONTEXT_TOKENS)
-    deployment = Deployment(name="small", model="small", engine="fake", settings=settings, limits=limits)
+    deployment = Deployment(
+        name="small",
+        model="small",
+        engine="fake",
+        settings=settings,
+        limits=limits,
+        timeouts=Timeouts(startup_s=30.0),
+    )
     planned = plan(deployment, ARTIFACT, CARD, MACHINE, (engine,))
     return Subject(engine, INSTALLED, deployment, planned, CARD, MACHINE)

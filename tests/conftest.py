@@ -60,14 +60,23 @@ def kept_state() -> StateDirectory:
     return open_state(Path(chosen) if chosen else CHECKOUT / ".cache" / "test-state")
 
 
+def _installed(name: str, state: StateDirectory) -> Installed:
+    """The environment of a real engine, made by our own code."""
+    real, loaded = engine(name), settings.load()
+    try:
+        return ensure(real.requirements, real.name, state, loaded.index, lambda _: None, environ=loaded.environ)
+    except EnvironmentFailed as error:
+        missing(f"{name} cannot be installed: {error.message.splitlines()[0]}")
+
+
 @pytest.fixture(scope="session")
 def openvino(kept_state: StateDirectory) -> Installed:
-    """The environment of the real engine, made by our own code."""
-    real, loaded = engine("openvino"), settings.load()
-    try:
-        return ensure(real.requirements, real.name, kept_state, loaded.index, lambda _: None, environ=loaded.environ)
-    except EnvironmentFailed as error:
-        missing(f"the real engine cannot be installed: {error.message.splitlines()[0]}")
+    return _installed("openvino", kept_state)
+
+
+@pytest.fixture(scope="session")
+def llamacpp(kept_state: StateDirectory) -> Installed:
+    return _installed("llama.cpp", kept_state)
 
 
 @pytest.fixture(scope="session")

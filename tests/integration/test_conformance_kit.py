@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 from msgspec.structs import replace
 
-from conformance_fakes import PACE, SizedFake, a_subject
+from conformance_fakes import PACE, SOUND, SizedFake, a_subject
 from modelyard.clock import SYSTEM
 from modelyard.engines.contract import EngineMetrics, ExitReport, Failure
 from modelyard.engines.fake import FakeAdapter
@@ -32,6 +32,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 # Kits that run at the same time: they mostly wait.
 TOGETHER = 4
 AGAIN: tuple[Part, ...] = ("first launch", "again")
+# Slow enough that its answers do not end within the grace of an engine that ignores SIGTERM.
+SLOW = {"terminate": 0.01}
 PART_OF: dict[str, tuple[Part, ...]] = {"restart": AGAIN, "kill-2": AGAIN, "bad-setting": ("refused",)}
 
 
@@ -55,7 +57,8 @@ async def defective() -> Mapping[str, Conformance]:
 
     async def one(defect: str) -> Conformance:
         async with places:
-            return await tried(a_subject(defect=defect), PART_OF.get(defect, ("first launch",)))
+            knobs = {"defect": defect, "token_interval_s": SLOW.get(defect, SOUND["token_interval_s"])}
+            return await tried(a_subject(**knobs), PART_OF.get(defect, ("first launch",)))
 
     return dict(zip(DEFECTS, await asyncio.gather(*map(one, DEFECTS)), strict=True))
 
@@ -110,13 +113,13 @@ class Hopeful(SizedFake):
         return replace(super().explain_failure(exit), permanent=False)
 
 
-class Zeroing(SizedFake):
-    """Reports what the engine does not: absent becomes zero."""
+class Inventing(SizedFake):
+    """Reports what the engine does not: absent does not stay absent."""
 
     capabilities = replace(SizedFake.capabilities, metrics=SizedFake.capabilities.metrics - {"kv_used_ratio"})
 
     def read_metrics(self, text: str) -> EngineMetrics:
-        return replace(super().read_metrics(text), kv_used_ratio=0.0)
+        return replace(super().read_metrics(text), kv_used_ratio=0.5)
 
 
 class Modest(FakeAdapter):
@@ -142,7 +145,7 @@ class Modest(FakeAdapter):
         (Hopeful, {}, ("refused",), "bad-setting, kv-too-small"),
         (SizedFake, {"memory_bytes": 0}, ("refused",), "memory-too-small"),
         (Misreading, {}, ("first launch", "again"), "kill-1"),
-        (Zeroing, {}, ("first launch",), "metrics"),
+        (Inventing, {}, ("first launch",), "metrics"),
     ],
 )
 async def test_a_wrong_adapter_turns_the_rows_red_that_rely_on_it(

@@ -178,7 +178,7 @@ def test_a_fetch_that_is_killed_leaves_nothing_half_trusted_and_the_next_one_suc
     child = start_fetch(state, offline, step)
     try:
         assert child.stdout
-        assert child.stdout.readline() == b"reached\n"
+        assert (said := child.stdout.readline()) == b"reached\n", said + child.stdout.read()
     finally:
         child.kill()
         child.communicate()
@@ -210,7 +210,7 @@ def start_fetch(state: StateDirectory, settings: Settings, stop_at: str) -> subp
         [sys.executable, str(HERE / "fetch_files.py"), str(state.root), stop_at],
         env=environ,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
     )
 
 

@@ -490,6 +490,24 @@ async def test_launch_files_are_the_owner_s_alone(yard: Yard) -> None:
     assert lines == ["0o600 {}"]
 
 
+async def test_what_an_engine_leaves_lying_about_goes_with_its_launch(yard: Yard) -> None:
+    scratch = yard.state.sockets / "0a1b2c3d"
+    shared = Path("/dev/shm") / f"modelyard-{scratch.name}-x"
+    program = (
+        f"import os, signal, pathlib; pathlib.Path({str(scratch)!r}, 'left').write_text('x'); "
+        f"pathlib.Path({str(shared)!r}).write_text('x'); print('wrote', flush=True); os.kill(0, signal.SIGKILL)"
+    )
+    async with yard.control():
+        yard.spawn(program, spec=msgspec.structs.replace(yard.launch_spec(program), scratch=str(scratch)))
+        connection = await yard.connected.get()
+        _, lines = await exit_of(connection)
+        await connection.release()
+        assert lines == ["wrote"]
+        await yard.ended[0]
+    assert not scratch.exists()
+    assert not shared.exists()
+
+
 async def test_a_shim_keeps_neither_the_rendezvous_nor_its_parent_s_files(yard: Yard) -> None:
     os.set_inheritable(yard.listening.fileno(), True)
     async with yard.control():

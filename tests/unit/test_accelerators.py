@@ -133,6 +133,19 @@ def test_nvidia_smi_is_asked_where_the_library_does_not_answer(tmp_path: Path) -
     assert not found.accelerators and "did not answer within 3 s" in found.findings[0].what
 
 
+def test_a_driver_that_hangs_is_waited_for_once(tmp_path: Path) -> None:
+    lay(tmp_path, {"proc/driver/nvidia/version": "NVRM version\n"})
+    asked: list[str] = []
+
+    def hanging(argv: Sequence[str]) -> Said:
+        asked.append(argv[0])
+        return Said(failed="did not answer", hung=True)
+
+    (finding,) = nvidia.find(tmp_path, hanging).findings
+    assert "does not answer" in finding.what and len(asked) == 1
+    assert len(amd.find(tmp_path, hanging).findings) == 1 and len(asked) == 2
+
+
 def test_a_container_with_the_driver_and_without_its_libraries_is_told_how_to_start(tmp_path: Path) -> None:
     lay(tmp_path, {"dev/nvidiactl": ""})
     (finding,) = nvidia.find(tmp_path, tools(nvml=Said(failed="ended with exit status 3"))).findings

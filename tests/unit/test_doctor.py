@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -25,6 +26,7 @@ from modelyard.errors import EnvironmentFailed, ModelyardError
 from modelyard.hardware.accelerator import Accelerator
 from modelyard.hardware.machine import probe
 from modelyard.hardware.rates import EngineRates, Rates, Spread, save_rates
+from modelyard.models.store import Store
 from modelyard.records.finding import Finding
 from modelyard.records.plan import Rejected
 from modelyard.settings import Settings
@@ -342,6 +344,19 @@ def test_a_measurement_that_fails_leaves_what_was_known_and_its_reason(
     report = doctor.examine(quiet_settings(), measure_now=True, quiet=True)
     assert report.rates is None
     assert any(one.what == "too little memory to measure in" for one in report.findings)
+
+
+def test_a_stored_model_that_was_damaged_is_a_finding_and_no_crash(
+    quiet_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    loaded = quiet_settings()
+    open_state(loaded.state_dir)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF and then nothing")
+    monkeypatch.setattr(Store, "stored", lambda _: [SimpleNamespace(name="smollm2")])
+    monkeypatch.setattr(Store, "path_of", lambda _, __: tmp_path / "model.gguf")
+    report = doctor.examine(loaded, measure_now=False, quiet=True)
+    finding = only([one for one in report.findings if one.check == "models"])
+    assert finding.severity == "warning" and str(tmp_path / "model.gguf") in finding.remedy
 
 
 def test_accelerators_that_no_engine_would_use_are_told_with_the_reasons() -> None:

@@ -162,7 +162,7 @@ limits:
 """,
     ),
     "vLLM on a CPU, run by uv": (
-        "VLLM_CPU_KVCACHE_SPACE=8 uv run --with vllm vllm serve Qwen/Qwen3-0.6B --max-model-len -1"
+        "VLLM_CPU_KVCACHE_SPACE=8 uv run --with vllm vllm serve Qwen/Qwen3-0.6B --max-model-len -1 -dp 2"
         " --speculative-config.method ngram --ssl-certfile c.pem --ssl-keyfile k.pem --host 10.0.0.1",
         """\
 apiVersion: modelyard/v1
@@ -176,6 +176,7 @@ gateway:
     key: k.pem  # --ssl-keyfile
 limits:
   kv_cache: "8GiB"  # VLLM_CPU_KVCACHE_SPACE=8
+replicas: 2  # -dp 2
 
 # Not taken over:
 #   --max-model-len -1: planned where nothing is said
@@ -200,6 +201,24 @@ def test_a_command_line_becomes_this_file(case: str, tmp_path: Path) -> None:
 def test_no_secret_is_copied(case: str) -> None:
     line, _ = GOLDEN[case]
     assert SECRET not in deployment_file(read_command(line))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"vllm serve a/b --api-key {SECRET} {SECRET}",
+        f"vllm serve a/b --api_key={SECRET}",
+        f"vllm serve a/b --some-new-secret {SECRET}",
+        f"vllm serve a/b --otlp-traces-endpoint http://ada:{SECRET}@host:4317",
+        f"AWS_SECRET_ACCESS_KEY={SECRET} MY_PASSWORD={SECRET} vllm serve a/b",
+        f"docker run -e VLLM_API_KEY={SECRET} --env=OTHER_TOKEN={SECRET} vllm/vllm-openai --model a/b",
+        f"llama-server -mu https://ada:{SECRET}@host/m.gguf --api-key-file /{SECRET}",
+        f"llama-server -m a.gguf -hft {SECRET}",
+    ],
+)
+def test_a_secret_in_whatever_place_is_not_copied(line: str) -> None:
+    text = deployment_file(read_command(line))
+    assert SECRET not in text and "# Not taken over:" in text
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ ENGINE_MODULES = {
 # Where an error of any kind ends because nobody is left to tell: (module, function) -> why.
 OUTERMOST_BORDERS: dict[tuple[str, str], str] = {
     ("modelyard.programs.http1", "_run"): "one request must not end the engine's server",
+    ("modelyard.programs.llamacpp_engine", "main"): "names the cause in the log, then the process ends",
     ("modelyard.programs.openvino_stepper", "main"): "names the cause in the log, then the process ends",
 }
 

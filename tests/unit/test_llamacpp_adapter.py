@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from modelyard.engines.contract import Addresses, EngineMetrics, ExitReport, Installed, LaunchSpec, Progress
@@ -84,8 +85,14 @@ def test_the_engine_inherits_nothing() -> None:
         "PYTHONDONTWRITEBYTECODE",
         "PYTHONFAULTHANDLER",
         "GGML_NO_BACKTRACE",
+        "OMP_WAIT_POLICY",
     }
     assert launched().environ["HOME"] == "/launch"
+
+
+def test_how_threads_wait_is_said_to_their_library_and_stands_in_the_fingerprint() -> None:
+    assert launched().environ["OMP_WAIT_POLICY"] == launched().effective["thread_waiting"] == "passive"
+    assert launched(thread_waiting="active").environ["OMP_WAIT_POLICY"] == "active"
 
 
 def test_the_fingerprinted_configuration_has_every_setting_and_no_place() -> None:
@@ -101,8 +108,6 @@ def test_the_engine_can_be_sized() -> None:
 
 @pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (8, 7)])
 def test_a_core_is_left_for_what_is_not_the_engine(cores: int, threads: int) -> None:
-    import msgspec
-
     room = msgspec.structs.replace(ROOM, cores=cores)
     values = {setting.name: setting.value for setting in ENGINE.settings(room, {}, {})}
     assert values["threads"] == threads
@@ -127,6 +132,8 @@ def test_every_setting_has_a_reason_and_the_operator_wins() -> None:
         ({"kv_cache_bytes": 1}, "not set under settings", "limits.kv_cache"),
         ({"context_tokens": 1}, "not set under settings", "limits.context_tokens"),
         ({"cache_type_k": "q8"}, "cache_type_k is 'q8'", "q8_0"),
+        ({"thread_waiting": "spin"}, "thread_waiting is 'spin'", "passive, active"),
+        ({"max_batched_tokens": 4}, "max_batched_tokens is 4 for 8 requests", "token of every step"),
         ({"flash_attention": "auto"}, "flash_attention is 'auto'", "on, off"),
         ({"cache_type_v": "q8_0", "flash_attention": "off"}, "cache_type_v is 'q8_0'", "leave it on"),
     ],
@@ -151,3 +158,258 @@ def test_a_setting_that_cannot_be_is_refused_with_what_to_write(
 )
 def test_progress_lines_are_read_and_others_are_not(line: str, progress: Progress | None) -> None:
     assert ENGINE.read_progress(line) == progress
+
+
+METRICS = """\
+# HELP llamacpp:prompt_tokens_total Number of prompt tokens processed, excluding cached tokens
+# TYPE llamacpp:prompt_tokens_total counter
+llamacpp:prompt_tokens_total 67
+llamacpp:tokens_predicted_total 27
+llamacpp:n_decode_total 24
+llamacpp:n_busy_slots_per_decode 1.125
+llamacpp:requests_processing 1
+llamacpp:requests_deferred 2
+"""
+
+
+def test_metrics_are_read_under_llama_cpps_own_names() -> None:
+    assert ENGINE.read_metrics(METRICS) == EngineMetrics(
+        running=1, waiting=2, work_done=24, prompt_tokens=67, generated_tokens=27
+    )
+
+
+def test_what_the_engine_does_not_say_stays_absent() -> None:
+    assert ENGINE.read_metrics("") == EngineMetrics()
+    assert ENGINE.read_metrics(METRICS).kv_used_ratio is None
+
+
+SMOLLM2 = Card(
+    format="gguf",
+    architecture="llama",
+    name="SmolLM2 135M",
+    layers=30,
+    hidden=576,
+    heads=9,
+    kv_heads=3,
+    head_dim=64,
+    value_dim=64,
+    vocabulary=49152,
+    context_tokens=8192,
+    parameters=134_515_008,
+    weight_bytes={"Q4_1": 66_355_200, "Q8_0": 30_081_024, "F32": 140_544},
+    kv_values_per_token=30 * 3 * 128,
+)
+
+
+@pytest.mark.parametrize(
+    ("weight_bytes", "measured_mb"),
+    [
+        ({"Q4_1": 66_355_200, "Q8_0": 30_081_024, "F32": 140_544}, 187),
+        ({"Q4_0": 75_700_000, "F32": 140_544}, 240),
+        ({"Q8_0": 142_920_000, "F32": 140_544}, 233),
+        ({"F16": 268_900_000, "F32": 140_544}, 359),
+        ({"Q4_1": 283_000_000, "F32": 562_176}, 381),
+        ({"Q8_0": 481_500_000, "F32": 562_176}, 580),
+    ],
+)
+def test_the_memory_that_was_measured_lies_in_the_predicted_interval(
+    weight_bytes: dict[str, int], measured_mb: int
+) -> None:
+    foot = ENGINE.footprint(msgspec.structs.replace(SMOLLM2, weight_bytes=weight_bytes), 2048)
+    assert foot.memory_low_bytes < measured_mb * 1e6 < foot.memory_high_bytes
+    assert abs(foot.memory_bytes / (measured_mb * 1e6) - 1) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("overrides", "per_token"),
+    [
+        ({}, 23_040),
+        ({"cache_type_k": "f32", "cache_type_v": "f32"}, 46_080),
+        # 8,192 tokens in each of 4 slots: resident memory was 45.0 MB more than this in F16, 44.9 in Q8_0.
+        ({"cache_type_k": "q8_0", "cache_type_v": "q8_0"}, 12_240),
+        ({"cache_type_k": "q8_0"}, 17_640),
+        ({"cache_type_v": "q4_0"}, 14_760),
+    ],
+)
+def test_kv_bytes_per_token_are_those_of_the_types(overrides: dict[str, SettingValue], per_token: int) -> None:
+    assert ENGINE.kv_bytes_per_token(SMOLLM2, overrides) == per_token
+
+
+def test_a_cache_type_that_is_none_is_refused_before_the_memory_is_planned() -> None:
+    with pytest.raises(BadSetting, match="q9"):
+        ENGINE.kv_bytes_per_token(SMOLLM2, {"cache_type_k": "q9"})
+
+
+def test_a_model_with_another_kind_of_attention_is_planned_as_if_every_layer_kept_everything() -> None:
+    gemma = msgspec.structs.replace(SMOLLM2, architecture="gemma3", kv_values_per_token=None, kv_unknown_because="SWA")
+    assert ENGINE.kv_bytes_per_token(gemma, {}) == 23_040
+
+
+@pytest.mark.parametrize("field", ["layers", "kv_heads", "head_dim", "value_dim"])
+def test_where_the_header_does_not_say_the_shape_the_size_is_unknown(field: str) -> None:
+    assert ENGINE.kv_bytes_per_token(msgspec.structs.replace(SMOLLM2, **{field: None}), {}) is None
+
+
+def test_more_requests_at_once_than_it_has_slots_for_are_refused() -> None:
+    with pytest.raises(BadSetting, match="at most 256") as caught:
+        ENGINE.settings(msgspec.structs.replace(ROOM, max_sequences=300), {}, {})
+    assert "max_in_flight" in caught.value.fix
+
+
+LOADING = (
+    'progress {"stage": "load", "done": 1, "total": 2}',
+    "0.00.001.723 W srv          init: security: no API key is set",
+)
+ENDED = (
+    "0.00.002.557 E llama_model_load_from_file_impl: failed to load model",
+    "0.00.002.938 E srv          init: exiting due to model loading error",
+    "error: RuntimeError: Failed to init server, please check the input params.",
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "permanent", "cause", "fix"),
+    [
+        (
+            "E llama_model_load: error loading model: unknown model architecture: 'gemma9'",
+            "model",
+            True,
+            "'gemma9'",
+            "",
+        ),
+        (
+            "E llama_model_load: error loading model: tensor 'blk.2.ffn_up.weight' data is not within the file bounds, "
+            "model is corrupted or incomplete",
+            "model",
+            True,
+            "blk.2.ffn_up.weight",
+            "fetch the model again",
+        ),
+        (
+            "E llama_model_load: error loading model: check_tensor_dims: tensor 'blk.3.ffn_up.weight' not found",
+            "model",
+            True,
+            "tensor 'blk.3.ffn_up.weight' not found",
+            "fetch",
+        ),
+        (
+            "E llama_model_load: error loading model: error loading model hyperparameters: key not found in model: "
+            "afmoe.context_length",
+            "model",
+            True,
+            "lacks afmoe.context_length",
+            "fetch",
+        ),
+        (
+            "E gguf_init_from_reader: tensor 'blk.3.ffn_up.weight' has invalid ggml type 99. should be in [0, 43)",
+            "model",
+            True,
+            "type (99)",
+            "quantisation",
+        ),
+        (
+            "E llama_model_load: error loading model: error loading model vocabulary: unknown pre-tokenizer type: 'z'",
+            "model",
+            True,
+            "unknown pre-tokenizer type: 'z'",
+            "converted",
+        ),
+        (
+            "E gguf_init_from_reader: invalid magic characters: 'hell', expected 'GGUF'",
+            "model",
+            True,
+            "not GGUF",
+            "fetch",
+        ),
+        (
+            "E gguf_init_from_reader: this GGUF file is version 1852796448 but this software only supports up to "
+            "version 3",
+            "model",
+            True,
+            "not GGUF",
+            "fetch",
+        ),
+        ("E gguf_init_from_reader: failed to read magic", "model", True, "not GGUF", "fetch"),
+        (
+            "E llama_init_from_model: quantized V cache requires flash_attn to be enabled",
+            "bad_config",
+            True,
+            "flash_attention is off",
+            "f16",
+        ),
+        (
+            "E llama_init_from_model: failed to initialize the context: n_seq_max must be <= 256",
+            "bad_config",
+            True,
+            "at most 256",
+            "max_in_flight",
+        ),
+        (
+            "E llama_init_from_model: failed to initialize the context: failed to allocate buffer for kv cache",
+            "out_of_memory",
+            False,
+            "KV cache",
+            "limits.kv_cache",
+        ),
+        (
+            "E ggml_aligned_malloc: insufficient memory (attempted to allocate 720.00 MB)",
+            "out_of_memory",
+            False,
+            "allocation",
+            "free memory",
+        ),
+        (
+            "E llama_model_load: error loading model: mmap failed: Cannot allocate memory",
+            "out_of_memory",
+            False,
+            "allocation",
+            "free memory",
+        ),
+    ],
+)
+def test_a_failure_is_named_with_its_cause_and_a_fix(
+    line: str, kind: str, permanent: bool, cause: str, fix: str
+) -> None:
+    tail = (*LOADING, f"0.00.002.166 {line}", *ENDED)
+    failure = ENGINE.explain_failure(ExitReport(code=1, signal=None, out_of_memory=False, tail=tail))
+    assert (failure.kind, failure.permanent) == (kind, permanent)
+    assert cause in failure.cause
+    assert fix in failure.fix
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "cause"),
+    [
+        (
+            "error: cannot serve on unix:/nowhere/x.sock: [Errno 2] No such file or directory",
+            "crashed",
+            "cannot listen",
+        ),
+        ("error: ModuleNotFoundError: No module named 'xllamacpp'", "bad_config", "xllamacpp"),
+        ("error: the engine process was killed by SIGKILL (out of memory?)", "killed", "SIGKILL"),
+        ("error: the engine process was killed by SIGILL", "crashed", "instruction"),
+        ("error: the engine process exited with status 3", "crashed", "status 3"),
+        ("error: threads must be an integer of at least 1", "crashed", "threads must be"),
+    ],
+)
+def test_what_our_program_says_is_a_cause_too(line: str, kind: str, cause: str) -> None:
+    failure = ENGINE.explain_failure(ExitReport(code=1, signal=None, out_of_memory=False, tail=(*LOADING, line)))
+    assert failure.kind == kind
+    assert cause in failure.cause
+
+
+def test_an_assertion_is_named_before_the_signal_that_it_ends_with() -> None:
+    tail = ("/x/llama-context.cpp:2289: GGML_ASSERT(n <= m) failed", "error: the engine process was killed by SIGABRT")
+    failure = ENGINE.explain_failure(ExitReport(code=1, signal=None, out_of_memory=False, tail=tail))
+    assert (failure.kind, "n <= m" in failure.cause) == ("crashed", True)
+
+
+def test_a_warning_is_no_cause() -> None:
+    tail = ("0.01.396.218 W llama_context: Cannot allocate memory for fun",)
+    failure = ENGINE.explain_failure(ExitReport(code=None, signal=15, out_of_memory=False, tail=tail))
+    assert (failure.kind, "SIGTERM" in failure.cause) == ("killed", True)
+
+
+def test_the_kernels_word_on_memory_comes_first() -> None:
+    failure = ENGINE.explain_failure(ExitReport(code=None, signal=9, out_of_memory=True, tail=ENDED))
+    assert failure.kind == "out_of_memory"

@@ -1,4 +1,4 @@
-"""What stands between OpenAI's wire format and llama-server's: what is sent, what is kept back, what is put together."""
+"""Between OpenAI's wire format and llama-server's: what is sent, what is kept back, what is put together."""
 
 from __future__ import annotations
 
@@ -87,6 +87,21 @@ def test_tools_are_refused_where_the_template_has_no_place_for_them() -> None:
     assert (error.param, "template" in str(error)) == ("tools", True)
     assert refused(json.dumps({**body, "tool_choice": "required"}).encode(), tools=False).param == "tool_choice"
     wire.parse_ask(json.dumps({**body, "tools": [], "tool_choice": "auto"}).encode(), CHAT, "m", tools=False)
+
+
+@pytest.mark.parametrize(
+    "part", [{"type": "image_url", "image_url": {"url": "http://x"}}, {"type": "file"}, {}, "a", 1]
+)
+def test_parts_that_are_not_text_are_refused_by_their_place(part: Any) -> None:
+    messages = [{"role": "system", "content": "a"}, {"role": "user", "content": [{"type": "text", "text": "b"}, part]}]
+    error = refused(json.dumps({"model": "m", "messages": messages}).encode())
+    assert (error.status, error.param) == (400, "messages[1].content")
+
+
+@pytest.mark.parametrize("content", [None, "a", [], [{"type": "text", "text": "a"}]])
+def test_text_passes_however_it_is_given(content: Any) -> None:
+    messages = [{"role": "assistant", "content": content}]
+    assert sent(messages=messages)["messages"] == messages
 
 
 def test_logprobs_of_a_raw_prompt_are_refused() -> None:

@@ -111,8 +111,10 @@ def test_the_memory_that_was_measured_lies_in_the_predicted_interval(
 def test_every_setting_has_a_reason_and_so_has_every_rejected_engine() -> None:
     made = planned(wanted(settings={"threads": 1, "ENABLE_CPU_PINNING": "NO"}))
     assert [one.name for one in made.replicas[0].settings if not one.reason] == []
-    assert [one.what for one in made.rejected] == ["engine fake"]
-    assert "gguf" in made.rejected[0].reason
+    assert {one.what: one.reason for one in made.rejected} == {
+        "engine llama.cpp": "openvino comes first in the order of preference",
+        "engine fake": "serves fake, not gguf",
+    }
 
 
 def test_the_operators_settings_win_and_stand_in_the_plan() -> None:
@@ -207,8 +209,18 @@ def test_timeouts_come_from_the_deployment_and_startup_from_the_load() -> None:
 
 
 def test_an_unknown_architecture_is_refused_by_every_engine_with_its_reason() -> None:
-    with pytest.raises(CannotPlan, match=r"openvino: serves llama, qwen2, qwen3, not gemma; fake: "):
-        planned(wanted(), card=msgspec.structs.replace(SMOLLM2, architecture="gemma"))
+    says = (
+        r"openvino: serves llama, qwen2, qwen3, not gemma99; llama.cpp: serves \d+ architectures, not gemma99; fake: "
+    )
+    with pytest.raises(CannotPlan, match=says):
+        planned(wanted(), card=msgspec.structs.replace(SMOLLM2, architecture="gemma99"))
+
+
+def test_an_architecture_or_a_weight_type_that_one_engine_does_not_take_goes_to_the_next() -> None:
+    for change in ({"architecture": "gemma"}, {"weight_bytes": {"Q5_K": 90_000_000}}):
+        made = planned(wanted(), card=msgspec.structs.replace(SMOLLM2, **change))
+        assert made.replicas[0].engine == "llama.cpp"
+        assert made.rejected[0].what == "engine openvino"
 
 
 @pytest.mark.parametrize(
@@ -224,7 +236,7 @@ def test_weights_that_the_engine_cannot_load_are_refused_before_it_starts(
     weight_bytes: dict[str, int], says: str
 ) -> None:
     with pytest.raises(CannotPlan) as caught:
-        planned(wanted(), card=msgspec.structs.replace(SMOLLM2, weight_bytes=weight_bytes))
+        planned(wanted(engine="openvino"), card=msgspec.structs.replace(SMOLLM2, weight_bytes=weight_bytes))
     assert says in caught.value.message
 
 
@@ -396,3 +408,17 @@ def test_a_plan_with_every_limit_can_be_written_down() -> None:
     limits = Limits(kv_cache=ByteSize(GIB), memory=ByteSize(8 * GIB), context_tokens=2048, max_in_flight=2)
     made = planned(wanted(limits=limits))
     assert decode(encode(made), Plan) == made
+
+
+def test_an_engine_that_keeps_whole_contexts_serves_no_more_requests_than_fit() -> None:
+    limits = Limits(max_in_flight=16, context_tokens=8192, kv_cache=ByteSize(1 << 30))
+    (replica,) = planned(wanted(engine="llama.cpp", limits=limits)).replicas
+    assert replica.max_in_flight == replica.setting("max_sequences") == (1 << 30) // (8192 * 23_040) == 5
+    reason = next(one.reason for one in replica.settings if one.name == "max_sequences")
+    assert "5 whole contexts" in reason
+
+
+def test_a_context_is_rounded_up_to_what_a_slot_holds() -> None:
+    limits = Limits(max_in_flight=2, context_tokens=1000)
+    kv = [one for one in planned(wanted(engine="llama.cpp", limits=limits)).predictions if one.what == "KV cache"]
+    assert kv[0].value == 2 * 1024 * 23_040

@@ -106,6 +106,35 @@ def test_it_is_written_where_systemd_looks_and_the_next_steps_are_said(
     assert capsys.readouterr().out == written
 
 
+def test_a_unit_that_somebody_changed_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    file, written = tmp_path / "modelyard.yaml", tmp_path / "systemd" / "user" / UNIT
+    file.write_text(DEPLOYMENT)
+    assert run("service", "install", str(file), monkeypatch=monkeypatch) == 0
+    assert run("service", "install", str(file), monkeypatch=monkeypatch) == 0, "the same again changes nothing"
+    written.write_text("mine")
+    assert run("service", "install", str(file), monkeypatch=monkeypatch) == 2
+    assert "says something else" in capsys.readouterr().err and written.read_text() == "mine"
+    assert run("service", "install", "--replace", str(file), monkeypatch=monkeypatch) == 0
+    assert value(written.read_text(), "Type") == ["notify"]
+
+
+def test_a_user_that_is_not_there_is_to_be_made_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from modelyard.cli import service
+
+    monkeypatch.setattr(service, "SYSTEM_FOLDER", tmp_path)
+    file = tmp_path / "modelyard.yaml"
+    file.write_text(DEPLOYMENT)
+    service.install(file, system=True, run_as="nobody-by-this-name")
+    assert "useradd --system --no-create-home nobody-by-this-name" in capsys.readouterr().out
+    service.install(file, system=True, run_as="daemon", replace=True)
+    assert "useradd" not in capsys.readouterr().out
+
+
 def test_a_file_that_would_not_be_served_is_refused_now_and_not_at_boot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

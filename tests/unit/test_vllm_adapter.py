@@ -246,6 +246,14 @@ def test_a_setting_that_cannot_be_is_refused_before_anything_starts(
     assert hint in caught.value.fix
 
 
+def test_one_whole_context_fits_beside_the_block_that_the_engine_keeps_empty() -> None:
+    """With room for 142.2 blocks the engine said that 4512 tokens fit, which are 141."""
+    limits = Limits(context_tokens=4512, kv_cache=ByteSize(4512 * 23_040))
+    deployment = Deployment(name="d", model="m", engine="vllm", limits=limits)
+    (replica,) = plan(deployment, FOLDER, SMOLLM2, MACHINE, (ENGINE,)).replicas
+    assert replica.setting("kv_cache_bytes") == (4512 + 32) * 23_040
+
+
 def test_every_setting_has_a_reason() -> None:
     assert [one.name for one in ENGINE.settings(ROOM, {"--seed-x": 1}, {}) if not one.reason] == []
 
@@ -344,6 +352,32 @@ NEEDED = (
             True,
             "folder is not there",
             "fetch the model again",
+        ),
+        (
+            "(Worker pid=531) ERROR 11-25 11:14:39 [multiproc_executor.py:953] safetensors._safetensors_rust."
+            "SafetensorError: Error while deserializing header: incomplete metadata, file not fully covered",
+            1,
+            "model",
+            True,
+            "a weights file is damaged: incomplete metadata, file not fully covered",
+            "fetch the model again",
+        ),
+        (
+            "ValueError: Available memory on node 0 (14.52/23.54 GiB) on kv cache allocation is less than requested "
+            "memory for kv (83.82 GiB). Decrease --kv-cache-memory-bytes, VLLM_CPU_KVCACHE_SPACE, or reduce.",
+            1,
+            "does_not_fit",
+            False,
+            "the KV cache of 83.82 GiB is larger than the 14.52 of 23.54 GiB that are free now",
+            "limits.kv_cache",
+        ),
+        (
+            "  Value error, Total number of attention heads (9) must be divisible by tensor parallel size (2).",
+            1,
+            "bad_config",
+            True,
+            "9 heads cannot be divided among 2 ranks",
+            "settings.tensor_parallel",
         ),
         (
             "AttributeError: '_OpNamespace' '_C' object has no attribute 'cpu_gemm_wna16'",

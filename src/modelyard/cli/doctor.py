@@ -62,7 +62,7 @@ class Report(Record, tag_field="schema", tag="doctor/v1"):
 
 def doctor(
     measure_now: Annotated[
-        bool, typer.Option("--measure", help="Measure memory, kernels and layers again; takes about 20 s.")
+        bool, typer.Option("--measure", help="Measure memory, kernels and layers now; takes less than a minute.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -100,7 +100,8 @@ def examine(settings: Settings, *, measure_now: bool, quiet: bool) -> Report:
         rates, failed = _measured(settings, machine, details, quiet=quiet)
         findings += failed
     findings += _judge_rates(rates)
-    card = _packaged_card(state)
+    card, unread = _packaged_card(state)
+    findings += unread
     views = tuple(
         view(one, machine, platform.python_version(), installed, details.disk.free_bytes, card) for one in engines()
     )
@@ -207,14 +208,25 @@ def _installed(state: StateDirectory) -> tuple[Installed, ...]:
     return list_environments(state) if state.environments.is_dir() else ()
 
 
-def _packaged_card(state: StateDirectory) -> Card | None:
+def _packaged_card(state: StateDirectory) -> tuple[Card | None, tuple[Finding, ...]]:
     """The card of a catalogue model that is here already; nothing is fetched for it."""
     store = Store(state)
     for artifact in store.stored() if state.store.is_dir() else ():
         path = store.path_of(artifact)
-        if artifact.name in ENTRIES and path.exists():
-            return read_card(path)
-    return None
+        if artifact.name not in ENTRIES or not path.exists():
+            continue
+        try:
+            return read_card(path), ()
+        except ModelyardError as error:
+            damaged = Finding(
+                severity="warning",
+                check="models",
+                what=error.message,
+                why=f"{artifact.name} was fetched whole: something has written to it since, or the disk is failing",
+                remedy=f"remove {path} and serve the model again: it is fetched anew",
+            )
+            return None, (damaged,)
+    return None, ()
 
 
 def _process() -> Process:

@@ -18,17 +18,19 @@ from modelyard import __version__
 from modelyard.cli.output import OUT
 from modelyard.cli.prepare import look
 from modelyard.cli.seven_steps import SevenSteps
+from modelyard.engines.builds import builds
 from modelyard.engines.contract import Requirements
-from modelyard.engines.locks import pins
+from modelyard.engines.hosting import requirements_here
 from modelyard.engines.registry import engine
 from modelyard.errors import FetchFailed, UsageError
+from modelyard.hardware.machine import probe
 from modelyard.models.card import UNKNOWN
 from modelyard.models.gate import check_folder
 from modelyard.models.hashing import Progress
 from modelyard.models.pack import DAMAGED, DEPLOYMENT, OpenPack, Pack, PackedEngine, PackedFile
 from modelyard.models.pack_writing import write_pack
 from modelyard.models.publishing import publish_checked
-from modelyard.models.sources import STORED, comes_from_store
+from modelyard.models.sources import STORED, comes_from_store, resolve
 from modelyard.models.store import Store, StoreWriter
 from modelyard.models.stored import Pin, StoredArtifact, StoredFile
 from modelyard.models.wheel_files import fetch_wheels
@@ -62,7 +64,9 @@ def choose(
         if engine_name is not None:
             deployment = msgspec.structs.replace(deployment, engine=engine_name)
         found = look(deployment, state, settings, SevenSteps(deployment.name, OUT, as_json=False))
-        chosen.append(Chosen(deployment, found.artifact, found.plan.replicas[0].engine))
+        # What is made of the model here for its engine is made there again: the pack carries what it is made of.
+        artifact = resolve(deployment.model, state, settings)
+        chosen.append(Chosen(deployment, artifact, found.plan.replicas[0].engine))
     return chosen, file
 
 
@@ -83,7 +87,7 @@ class Packing:
         models = [self._model(one) for one in chosen]
         text = with_models(file, models) if file is not None else _minimal(chosen[0].deployment, models[0])
         self._add(DEPLOYMENT, text.encode())
-        engines = {one.engine: engine(one.engine).requirements for one in chosen}
+        engines = {one.engine: self._requirements(one.engine) for one in chosen}
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
             for number, needs in enumerate(engines.values()):
                 self._wheels(needs, Path(scratch) / str(number))
@@ -94,7 +98,7 @@ class Packing:
                 artifacts=tuple(self.artifacts.values()),
                 pins=tuple(self.pins),
                 engines=tuple(
-                    PackedEngine(name=name, version=needs.version, packages=pins(needs))
+                    PackedEngine(name=name, version=needs.version, build=needs.build, lock_sha256=_hash_of_lock(needs))
                     for name, needs in engines.items()
                 ),
             )
@@ -140,6 +144,9 @@ class Packing:
             recommended=artifact.recommended,
             notes=artifact.notes,
         )
+
+    def _requirements(self, name: str) -> Requirements:
+        return requirements_here(engine(name), probe(), platform.python_version(), asked=self.settings.build)
 
     def _wheels(self, needs: Requirements, folder: Path) -> None:
         if needs.packages:
@@ -214,8 +221,7 @@ class Unpacking:
     def _check(self, manifest: Pack) -> None:
         made_for, here = {"python": manifest.python, "machine": manifest.machine}, _this_machine()
         made_for["platform"] = manifest.platform
-        packages = any(packed.packages for packed in manifest.engines)
-        if packages and made_for != here:
+        if any(packed.lock_sha256 for packed in manifest.engines) and made_for != here:
             wanted, found = (
                 f"Python {one['python']} on {one['platform']}, {one['machine']}" for one in (made_for, here)
             )
@@ -224,10 +230,11 @@ class Unpacking:
                 hint="pack it again on a machine of this kind, with this Python",
             )
         for packed in manifest.engines:
-            if pins(engine(packed.name).requirements) != packed.packages:
+            needs = _build_of(packed)
+            if needs is None or _hash_of_lock(needs) != packed.lock_sha256:
                 raise UsageError(
-                    f"the pack was made by Modelyard {manifest.made_by}, for {packed.name} {packed.version}; "
-                    f"this Modelyard {__version__} runs {engine(packed.name).requirements.version}",
+                    f"the pack was made by Modelyard {manifest.made_by}, for {packed.name} {packed.version} "
+                    f"({packed.build}), which this Modelyard {__version__} does not install from the same packages",
                     hint="use the same version of Modelyard on both machines, and pack again",
                 )
 
@@ -269,11 +276,19 @@ class Unpacking:
         )
 
         def heard(progress: InstallProgress) -> None:
-            self.on_progress(f"install {progress.stage}", int((progress.fraction or 0) * 100), 100)
+            self.on_progress(progress.stage, progress.done_bytes or 0, progress.whole_bytes)
 
         for packed in manifest.engines:
-            needs = engine(packed.name).requirements
-            ensure(needs, packed.name, self.state, alone, heard, environ=self.settings.environ)
+            if (needs := _build_of(packed)) is not None:
+                ensure(needs, packed.name, self.state, alone, heard, environ=self.settings.environ)
+
+
+def _build_of(packed: PackedEngine) -> Requirements | None:
+    return next((needs for needs in builds(engine(packed.name)) if needs.build == packed.build), None)
+
+
+def _hash_of_lock(needs: Requirements) -> str:
+    return hashlib.sha256(needs.lock.encode()).hexdigest() if needs.packages else ""
 
 
 def _read_all(chunks: Iterable[bytes], file: PackedFile) -> bytes:

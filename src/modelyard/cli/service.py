@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import pwd
 import shutil
 import sys
 from dataclasses import dataclass
@@ -57,26 +58,48 @@ def show_unit(
 
 @app.command()
 def install(
-    file: File = Path("modelyard.yaml"), system: System = False, run_as: RunAs = None, json: Json = False
+    file: File = Path("modelyard.yaml"),
+    system: System = False,
+    run_as: RunAs = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite a unit that says something else.")] = False,
+    json: Json = False,
 ) -> None:
-    """Write the unit where systemd looks for it, and say how to start it. An existing unit is replaced."""
-    text, folder = text_of(_unit(file, system=system, run_as=run_as)), _folder(system=system)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / UNIT, text.encode(), mode=0o644)
-    except OSError as error:
-        hint = "as root, or without --system for a service of your own" if system else "check the folder's owner"
-        raise ModelyardError(f"{folder / UNIT} cannot be written: {error.strerror}", hint=hint) from error
-    control = "systemctl" if system else "systemctl --user"
-    steps = (f"{control} daemon-reload", f"{control} enable --now {UNIT}", f"{control} status {UNIT}")
+    """Write the unit where systemd looks for it, and say how to start it."""
+    unit = _unit(file, system=system, run_as=run_as)
+    path = _folder(system=system) / UNIT
+    _write(path, text_of(unit), replace=replace, system=system)
+    steps = _next_steps(unit)
     if json:
-        print_json({"path": str(folder / UNIT), "next": steps})
+        print_json({"path": str(path), "next": steps})
         return
-    say(f"{folder / UNIT} is written. Next:")
+    say(f"{path} is written. Next:")
     for step in steps:
         say(f"  {step}")
-    if not system:
-        say(f"  loginctl enable-linger {getpass.getuser()}    # it shall run while you are not logged in")
+
+
+def _write(path: Path, text: str, *, replace: bool, system: bool) -> None:
+    try:
+        if path.exists() and path.read_text() != text and not replace:
+            raise UsageError(
+                f"{path} says something else", hint="look at it, then `modelyard service install --replace`"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text.encode(), mode=0o644)
+    except OSError as error:
+        hint = "as root, or without --system for a service of your own" if system else "check the folder's owner"
+        raise ModelyardError(f"{path} cannot be written: {error.strerror}", hint=hint) from error
+
+
+def _next_steps(unit: Unit) -> tuple[str, ...]:
+    control = "systemctl" if unit.system else "systemctl --user"
+    steps = (f"{control} daemon-reload", f"{control} enable --now {UNIT}", f"{control} status {UNIT}")
+    if not unit.system:
+        return (*steps, f"loginctl enable-linger {getpass.getuser()}    # it shall run while you are not logged in")
+    try:
+        pwd.getpwnam(unit.run_as)
+    except KeyError:
+        return (f"useradd --system --no-create-home {unit.run_as}", *steps)
+    return steps
 
 
 def _folder(*, system: bool) -> Path:

@@ -173,6 +173,8 @@ def _variable(name: str, value: str) -> NotTaken:
 
 
 _SECRET = re.compile(r"(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$")
+# `https://user:password@host`: who may read the file must not learn it.
+_IN_URL = re.compile(r"://[^/@\s]+@")
 _VARIABLES = {
     "CUDA_VISIBLE_DEVICES": "which devices a replica has is planned",
     "HIP_VISIBLE_DEVICES": "which devices a replica has is planned",
@@ -189,7 +191,7 @@ def _is_flag(word: str) -> bool:
 
 
 def _said(flag: str, values: Sequence[str], by: str = " ") -> str:
-    return f"{flag}{by}{' '.join(values)}" if values else flag
+    return _IN_URL.sub("://", f"{flag}{by}{' '.join(values)}") if values else flag
 
 
 # Ways to read a value.
@@ -256,6 +258,9 @@ def finished(found: Read, model: str, name: str) -> ImportedCommand:
     """Raises UsageError where no model is named."""
     if not model:
         raise UsageError("the command names no model", hint="the model must stand in it, as a path or as org/name")
+    if _IN_URL.search(model):
+        model = _IN_URL.sub("://", model)
+        found.not_taken.append(NotTaken(said="the password in the model's URL", reason="a secret, not copied"))
     return ImportedCommand(
         engine=found.dialect.engine,
         model=model,

@@ -34,14 +34,12 @@ CONFIG_NAME = "llamacpp_server.json"
 # with the launch even if both were killed.
 SOCKET_NAME = "llama.sock"
 
-# Resident memory of both processes after a prompt of 1,500 tokens, without the KV cache, xllamacpp 2026.10.11549 on AVX2:
-# SmolLM2-135M in Q4_1 (98 MB of file) 187 MB, Q8_0 (145) 233, F16 (271) 359, Q4_0 (78) 240; its layers four times in
-# Q4_1 (286) 381, in Q8_0 (484) 580. Files are mapped, so their bytes count once and the kernel may drop them; types that
-# are laid out anew for the kernels count twice. More context or slots took nothing beside their KV cache.
-_RUNTIME_BYTES = 65_000_000
+# Resident memory of both processes after a prompt of 1,500 tokens, without the KV cache, xllamacpp 2026.10.11549 on
+# AVX2: SmolLM2-135M in Q4_1 (98 MB of file) 187 MB, Q8_0 (145) 233, F16 (271) 359, Q4_0 (78) 240; its layers four times
+# in Q4_1 (286) 381, in Q8_0 (484) 580. Files are mapped, so their bytes count once and the kernel may drop them; types
+# that are laid out anew for the kernels count twice. More context and slots took nothing beside their KV cache.
+_RUNTIME_BYTES = 90_000_000
 _REPACKED = frozenset({"Q4_0", "Q4_K", "Q2_K", "IQ4_NL"})
-# A step's logits are reserved for all of its tokens.
-_LOGITS_TOKENS = 128
 # 0.1, 0.3 and 0.5 GB were ready after 2.1, 2.9 and 3.8 s with every core busy. A file that is not in the kernel's cache
 # comes from the disk.
 _LOAD_S, _LOAD_S_PER_BYTE = 1.5, 4.5e-9
@@ -65,7 +63,13 @@ _SAID_ELSEWHERE = {
 _MAX_SEQUENCES = 256
 _UNQUANTISED = ("f32", "f16", "bf16")
 _LEAST = {"threads": 1, "max_batched_tokens": 1, "max_queued": 0}
-_ONE_OF = {"cache_type_k": _CACHE_TYPES, "cache_type_v": _CACHE_TYPES, "flash_attention": ("on", "off")}
+_WAITING = "thread_waiting"
+_ONE_OF = {
+    _WAITING: ("passive", "active"),
+    "cache_type_k": _CACHE_TYPES,
+    "cache_type_v": _CACHE_TYPES,
+    "flash_attention": ("on", "off"),
+}
 
 
 class LlamaCpp:
@@ -83,6 +87,8 @@ class LlamaCpp:
         structured_output=True,
         cached_token_usage=True,
         drains_on_terminate=False,
+        metrics=frozenset({"running", "waiting", "work_done", "prompt_tokens", "generated_tokens"}),
+        load_progress=True,
     )
     requirements = Requirements(
         packages=("xllamacpp==2026.10.11549",),
@@ -97,7 +103,7 @@ class LlamaCpp:
         settings = {setting.name: setting.value for setting in replica.settings}
         effective = {**settings, "served_name": replica.served_name, "context_tokens": replica.context_tokens}
         config = {
-            **effective,
+            **{name: value for name, value in effective.items() if name != _WAITING},
             "model_path": replica.artifact.path,
             "address": net.listen.removeprefix("http://"),
         }
@@ -112,6 +118,7 @@ class LlamaCpp:
                 "PYTHONFAULTHANDLER": "1",
                 # Else it starts a debugger on itself when it gives up, and floods the log.
                 "GGML_NO_BACKTRACE": "1",
+                "OMP_WAIT_POLICY": str(settings[_WAITING]),
             },
             cwd=net.folder,
             files={CONFIG_NAME: json.dumps(config, indent=1, sort_keys=True), SOCKET_NAME: ""},
@@ -163,12 +170,12 @@ class LlamaCpp:
 
     def footprint(self, card: Card, context_tokens: int) -> Footprint:
         weights = sum(size * (2 if kind in _REPACKED else 1) for kind, size in card.weight_bytes.items())
-        logits = _LOGITS_TOKENS * (card.vocabulary or 0) * 4
+        memory = _RUNTIME_BYTES + weights
         load_s = _LOAD_S + card.total_weight_bytes * _LOAD_S_PER_BYTE
         return Footprint(
-            memory_bytes=_RUNTIME_BYTES + weights + logits,
-            memory_low_bytes=int((_RUNTIME_BYTES + weights) * _MEMORY_LOW),
-            memory_high_bytes=int((_RUNTIME_BYTES + weights + logits) * _MEMORY_HIGH),
+            memory_bytes=memory,
+            memory_low_bytes=int(memory * _MEMORY_LOW),
+            memory_high_bytes=int(memory * _MEMORY_HIGH),
             load_s=load_s,
             load_low_s=load_s * _LOAD_LOW,
             load_high_s=load_s * _LOAD_HIGH,
@@ -214,13 +221,20 @@ def _planned(room: Room) -> tuple[Setting, ...]:
         Setting(
             name="threads",
             value=max(1, room.cores - 1),
-            reason="one core less than there are: its threads spin at every barrier, so that with the gateway on the"
-            " same cores one thread for each of them is slower than one thread alone",
+            reason="one core less than there are: its threads wait for each other many times a token, so that with the"
+            " gateway on the same cores one thread for each of them is slower than one thread less",
+        ),
+        Setting(
+            name=_WAITING,
+            value="passive",
+            reason="threads that wait sleep: spinning, its own default, 2 of them on 2 cores that others wanted fell"
+            " to 1 token per second; asleep they gave 35 to 53",
         ),
         Setting(
             name="max_batched_tokens",
-            value=max(128, room.max_sequences),
-            reason="TO BE MEASURED",
+            value=max(64, room.max_sequences),
+            reason="bounds a prefill step at about 0.4 s of a core for 135 million weights: a client that leaves frees"
+            " the engine within a second; costs next to nothing (2,048 tokens took 11.4 s, 11.1 s in steps of 512)",
         ),
         Setting(name="max_sequences", value=room.max_sequences, reason=room.because["max_sequences"]),
         Setting(

@@ -11,7 +11,7 @@ from modelyard.engines.failures import DAMAGED_FIX, MEMORY_FIX, OF_OUR_PROGRAMS,
 # The first that matches decides.
 _KNOWN = (
     known(
-        r"unknown model architecture: '(.*?)'",
+        r"(?:unknown|unsupported) model architecture: '(.*?)'",
         "model",
         r"this version of llama.cpp does not know the architecture '\1'",
         "use another model, or an engine that knows it",

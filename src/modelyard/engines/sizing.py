@@ -40,6 +40,7 @@ class Room(Record):
     hang_timeout_s: float
     because: dict[str, str]
     ranks: int = 1
+    kv_bytes_per_token: int = 0
 
 
 class BadSetting(ValueError):

@@ -119,6 +119,10 @@ class Vllm:
         structured_output=True,
         cached_token_usage=True,
         drains_on_terminate=False,
+        metrics=frozenset(
+            {"running", "waiting", "work_done", "prompt_tokens", "generated_tokens", "kv_used_ratio"},
+        ),
+        load_progress=True,
         conversions=(
             Conversion(
                 source="gguf",
@@ -369,7 +373,11 @@ def _planned(room: Room) -> tuple[Setting, ...]:
         ),
         Setting(name="tensor_parallel", value=room.ranks, reason="one process computes all: nothing to be exchanged"),
         Setting(name="dtype", value="bfloat16", reason="what the weights are; its CPU kernels compute it everywhere"),
-        Setting(name="kv_cache_bytes", value=room.kv_cache_bytes, reason=room.because["kv_cache_bytes"]),
+        Setting(
+            name="kv_cache_bytes",
+            value=room.kv_cache_bytes + _BLOCK_TOKENS * room.kv_bytes_per_token,
+            reason=room.because["kv_cache_bytes"] + "; and one block that vLLM keeps empty",
+        ),
         Setting(
             name="block_tokens",
             value=_BLOCK_TOKENS,

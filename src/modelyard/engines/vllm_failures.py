@@ -95,7 +95,7 @@ _KNOWN = (
         "fetch the model again",
     ),
     _Known(
-        r"(?:Error while deserializing header|SafetensorError)[: ]*(.*)",
+        r"SafetensorError: (?:Error while deserializing header: )?(.*)",
         "model",
         r"a weights file is damaged: \1",
         "fetch the model again",

@@ -148,6 +148,8 @@ def _tools(run: Run) -> tuple[tuple[Accelerator, ...], tuple[Finding, ...]]:
             if said.failed is None:
                 return read(said.text), ()
             findings.append(unreadable(argv[0], said.failed))
+            if said.hung:
+                break
         except ValueError as error:
             findings.append(unreadable(argv[0], f"its answer cannot be read: {error}"))
     return (), tuple(findings)

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 _LEAST_BYTES = 256 << 20
 _BEYOND_CACHE = 4
-# A round moves at least this much with each thread: some 20 ms, against which starting threads is nothing.
-_LEAST_PER_THREAD_BYTES = 256 << 20
+# A round moves at least this much with each thread: some 10 ms, against which starting threads is nothing, and short
+# enough that on a busy machine some rounds are left alone.
+_LEAST_PER_THREAD_BYTES = 64 << 20
 _PATTERN, _ABSENT = 0x55, 0xAA
 
 
@@ -36,7 +37,7 @@ def buffer_size(last_level_cache_bytes: int, available_bytes: int) -> int:
     return min(max(_LEAST_BYTES, _BEYOND_CACHE * last_level_cache_bytes), available_bytes // 4)
 
 
-def measure(cpus: Sequence[int], buffer_bytes: int, rounds: int = 7) -> MemoryRounds:
+def measure(cpus: Sequence[int], buffer_bytes: int, rounds: int = 15) -> MemoryRounds:
     """One thread for each of `cpus`; the first round of each kind warms up and does not count."""
     each = buffer_bytes // max(1, len(cpus)) // mmap.PAGESIZE * mmap.PAGESIZE
     passes = max(1, _LEAST_PER_THREAD_BYTES // each)

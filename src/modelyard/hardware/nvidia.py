@@ -53,6 +53,8 @@ def find(root: Path, run: Run) -> Found:
     if not any((root / sign).exists() for sign in _SIGNS):
         return Found()
     told = run((sys.executable, "-I", "-S", str(PROGRAM)))
+    if told is not None and told.hung:
+        return Found((), (unreadable("nvidia-smi", "NVIDIA's management library does not answer"),))
     if told is not None and told.failed is None:
         try:
             return from_nvml(told.text)

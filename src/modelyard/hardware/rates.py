@@ -12,8 +12,9 @@ import msgspec
 from modelyard.records.base import Record, UnreadableRecord, decode, encode
 from modelyard.state import StateDirectory, write_atomically
 
-# More than this between the fastest and the slowest round, beside the median, is no longer the machine alone.
-_CALM_SPREAD = 0.15
+# In calm the middle round is about as fast as the best; what lies further apart is not the machine alone. (The slowest
+# of many short rounds says little: one interrupt makes it.)
+_CALM_LAG = 0.15
 # Time that the hypervisor gave to others, or that other processes of this machine took from our processors.
 _CALM_SHARE = 0.05
 
@@ -32,9 +33,9 @@ class Spread(Record):
         return Spread(low=min(values), median=statistics.median(values), high=max(values), rounds=len(values))
 
     @property
-    def ratio(self) -> float:
-        """How far apart the rounds are, as a share of the median."""
-        return (self.high - self.low) / self.median if self.median else 0.0
+    def lag(self) -> float:
+        """Of a rate: by which share the middle round is slower than the best."""
+        return 1 - self.median / self.high if self.high else 0.0
 
 
 class EngineRates(Record):
@@ -104,8 +105,8 @@ class Rates(Record, tag_field="schema", tag="machine-rates/v1"):
         if self.others is not None and self.others > _CALM_SHARE:
             found.append(f"other processes took {self.others:.0%} of our processors' time")
         for name, spread in (("read", self.read_bytes_per_s), ("copy", self.copy_bytes_per_s)):
-            if spread.ratio > _CALM_SPREAD:
-                found.append(f"the rounds of the memory {name} differ by {spread.ratio:.0%}")
+            if spread.lag > _CALM_LAG:
+                found.append(f"the middle round of the memory {name} was {spread.lag:.0%} slower than the best")
         return tuple(found)
 
 

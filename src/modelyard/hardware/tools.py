@@ -28,10 +28,12 @@ _LIBRARIES = ":".join(f"/usr/local/Ascend/driver/lib64{folder}" for folder in ("
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a tool wrote. `failed` says in words why it cannot be used; None where all is well."""
+    """What a tool wrote. `failed` says in words why it cannot be used; None where all is well. One that `hung` waits
+    for its driver: another tool of the same vendor would wait too."""
 
     text: str = ""
     failed: str | None = None
+    hung: bool = False
 
 
 Run = Callable[[Sequence[str]], Said | None]
@@ -62,7 +64,7 @@ def run_tool(argv: Sequence[str]) -> Said | None:
             code = child.wait(TIMEOUT_S)
         except subprocess.TimeoutExpired:
             _end(child)
-            return Said(failed=f"{argv[0]} did not answer within {TIMEOUT_S:.0f} s")
+            return Said(failed=f"{argv[0]} did not answer within {TIMEOUT_S:g} s", hung=True)
         out.seek(0)
         text = out.read(_MOST_BYTES).decode(errors="replace")
     if code != 0:

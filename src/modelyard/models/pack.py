@@ -45,11 +45,12 @@ class PackedFile(Record):
 
 
 class PackedEngine(Record):
-    """An engine whose wheels are inside, at the versions of its lock."""
+    """An engine whose wheels are inside: those of the `build` whose lock file has this hash (empty: needs none)."""
 
     name: str
     version: str
-    packages: tuple[str, ...]
+    build: str
+    lock_sha256: str
 
 
 class Pack(Record, tag_field="schema", tag="pack/v1"):

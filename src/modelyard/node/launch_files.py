@@ -26,6 +26,11 @@ def write(spec: ShimSpec) -> None:
             file.write(content)
 
 
+def shared_memory(scratch: str) -> list[str]:
+    """Segments that the processes of a launch with this scratch folder have made."""
+    return glob.glob(f"{_SHARED_MEMORY}/*modelyard-{os.path.basename(scratch)}-*")
+
+
 def remove(spec: ShimSpec, spec_path: str) -> None:
     """Remove them, the engine's socket and the launch's own file; what is not there need not go."""
     address = spec.spec.address
@@ -38,6 +43,6 @@ def remove(spec: ShimSpec, spec_path: str) -> None:
         os.rmdir(spec.folder)
     if spec.spec.scratch:
         shutil.rmtree(spec.spec.scratch, ignore_errors=True)
-        for path in glob.glob(f"{_SHARED_MEMORY}/*modelyard-{os.path.basename(spec.spec.scratch)}-*"):
+        for path in shared_memory(spec.spec.scratch):
             with contextlib.suppress(OSError):
                 os.unlink(path)

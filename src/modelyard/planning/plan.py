@@ -164,6 +164,7 @@ def _sized(
             hang_timeout_s=deployment.timeouts.hang_s,
             because=division.because,
             ranks=need.ranks,
+            kv_bytes_per_token=need.kv_bytes_per_token,
         )
         settings = sized.settings(room, deployment.settings, artifact.recommended)
     except BadSetting as error:

@@ -63,5 +63,7 @@ class ServerConfig:
         ):
             if values[key] not in known:
                 raise ConfigError(f"{key} must be one of {', '.join(known)}")
+        if values["max_batched_tokens"] < values["max_sequences"]:
+            raise ConfigError("max_batched_tokens must be at least max_sequences: each needs a token of every step")
         check_model(values["model_path"])
         return ServerConfig(**values)

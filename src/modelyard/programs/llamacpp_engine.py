@@ -79,8 +79,8 @@ def parameters(xllamacpp: Any, config: ServerConfig) -> Any:
     params.n_threads_http = config.max_sequences + config.max_queued + 2
     # Nothing is fetched, whatever a file's metadata says.
     params.offline = True
-    # Warnings: at its default it writes eight lines for each request.
-    params.verbosity = 2
+    # Errors alone: warnings bring two lines with each prompt that it has cached, its default eight with each request.
+    params.verbosity = 1
     return params
 
 

@@ -23,13 +23,11 @@ from openai_wire import parse_object
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 DONE = b"[DONE]"
 
-_BOTH = (
-    "max_tokens temperature top_p top_k min_p stop seed presence_penalty frequency_penalty logit_bias ignore_eos"
-).split()
-_OF_A_CHAT = (
-    "messages max_completion_tokens response_format tools tool_choice parallel_tool_calls logprobs top_logprobs"
-).split()
-_SENT = {CHAT: frozenset((*_BOTH, *_OF_A_CHAT)), COMPLETION: frozenset((*_BOTH, "prompt"))}
+_SAMPLING = "temperature top_p top_k min_p seed presence_penalty frequency_penalty logit_bias ignore_eos"
+_BOTH = f"max_tokens stop {_SAMPLING}"
+_OF_TOOLS = "tools tool_choice parallel_tool_calls"
+_OF_A_CHAT = f"messages max_completion_tokens response_format logprobs top_logprobs {_OF_TOOLS}"
+_SENT = {CHAT: frozenset(f"{_BOTH} {_OF_A_CHAT}".split()), COMPLETION: frozenset(f"{_BOTH} prompt".split())}
 _RENAMED = {"repetition_penalty": "repeat_penalty"}
 # Name -> the values that ask for nothing.
 _REFUSED_UNLESS: dict[str, tuple[Any, ...]] = {
@@ -76,6 +74,7 @@ def parse_ask(body: bytes, path: str, served_name: str, *, tools: bool) -> Ask:
         _refuse(fields, _LOGPROBS, "is not supported for raw prompts; ask in a chat")
     if not tools:
         _refuse(fields, _TOOLS, "is not supported: this model's chat template has no place for tools")
+    _refuse_media(fields.get("messages"))
     stream = fields.get("stream") or False
     if type(stream) is not bool:
         raise BadRequest("stream must be true or false", param="stream")
@@ -95,6 +94,16 @@ def _refuse(fields: dict[str, Any], unless: dict[str, tuple[Any, ...]], why: str
         value = fields.get(name)
         if not any(value == allowed and type(value) is type(allowed) for allowed in harmless):
             raise BadRequest(f"{name} {why}", param=name, code="unsupported_parameter")
+
+
+def _refuse_media(messages: Any) -> None:
+    """Parts that are not text: it would fetch the address that one names, or fail as if it were its own fault."""
+    for index, message in enumerate(cast("list[Any]", messages) if isinstance(messages, list) else []):
+        content: Any = cast("dict[str, Any]", message).get("content") if isinstance(message, dict) else None
+        parts = cast("list[Any]", content) if isinstance(content, list) else []
+        if not all(isinstance(part, dict) and cast("dict[str, Any]", part).get("type") == "text" for part in parts):
+            where = f"messages[{index}].content"
+            raise BadRequest(f"{where} may hold only parts of type text", param=where)
 
 
 def _include_usage(options: Any, *, stream: bool) -> bool:
@@ -151,7 +160,7 @@ class Whole:
         self._first: dict[str, Any] = {}
         self._texts: dict[str, list[str]] = {"content": [], "reasoning_content": [], "text": []}
         self._calls: dict[int, dict[str, Any]] = {}
-        self._logprobs: list[Any] = []
+        self._logprobs: list[dict[str, Any]] = []
         self._reason: str | None = None
         self._usage: dict[str, Any] | None = None
 
@@ -161,17 +170,20 @@ class Whole:
         self._first = self._first or value
         self._usage = value.get("usage") or self._usage
         for choice in cast("list[dict[str, Any]]", value["choices"]):
+            delta: dict[str, Any] = choice.get("delta") or {}
+            logprobs: dict[str, Any] = choice.get("logprobs") or {}
+            calls: list[dict[str, Any]] = delta.get("tool_calls") or []
             self._reason = choice.get("finish_reason") or self._reason
-            self._logprobs += (choice.get("logprobs") or {}).get("content") or []
-            for name, text in {**choice, **choice.get("delta", {})}.items():
+            self._logprobs += logprobs.get("content") or []
+            for name, text in {**choice, **delta}.items():
                 if name in self._texts and text:
                     self._texts[name].append(text)
-            for call in choice.get("delta", {}).get("tool_calls") or []:
+            for call in calls:
                 self._add_call(call)
 
     def _add_call(self, part: dict[str, Any]) -> None:
         """The first part of a call has its id and its name, the others only more of its arguments."""
-        function = part.get("function") or {}
+        function: dict[str, Any] = part.get("function") or {}
         call = self._calls.setdefault(part["index"], {"type": "function", "function": {"name": "", "arguments": ""}})
         call |= {name: part[name] for name in ("id", "type") if part.get(name)}
         call["function"]["name"] += function.get("name") or ""

@@ -42,9 +42,9 @@ class Answer:
     finish_reason: Literal["stop", "length"]
 
 
-def words(count: int) -> tuple[str, ...]:
+def words(count: int, stem: str = "w") -> tuple[str, ...]:
     """`w0 w1 w2 ...` as tokens: each but the first starts with its space, as real ones do."""
-    return tuple(f" w{index}" if index else "w0" for index in range(count))
+    return tuple(f" {stem}{index}" if index else f"{stem}0" for index in range(count))
 
 
 def about_capitals(question: str) -> tuple[str, ...] | None:

@@ -11,6 +11,11 @@ from modelyard.testing.fake_answers import Answer, cut
 SHORT_TOKENS = 8
 
 
+def stem(defect: str) -> str:
+    """What the words of an answer begin with."""
+    return f"w{os.getpid()}." if defect == "restart" else "w"
+
+
 def answer(defect: str, sound: Answer, pieces: Sequence[str], *, chat: bool, stream: bool, limit: int | None) -> Answer:
     """The answer in place of `sound`, which was cut from `pieces` for a request of at most `limit` tokens."""
     short = limit is not None and limit <= SHORT_TOKENS
@@ -27,8 +32,6 @@ def answer(defect: str, sound: Answer, pieces: Sequence[str], *, chat: bool, str
             return cut(pieces, (), limit or len(pieces))
         case "max-tokens" if chat and limit is not None and 1 < limit <= SHORT_TOKENS:
             return cut(pieces, (), limit + 2)
-        case "restart":
-            return replace(sound, pieces=tuple(piece.replace("w", f"w{os.getpid()}.") for piece in sound.pieces))
         case _:
             return sound
 

@@ -109,8 +109,8 @@ def _ignored(knobs: Knobs) -> bool:
 
 
 async def _start_worker() -> asyncio.subprocess.Process:
-    """A process that does nothing and ends with this one."""
-    program = "import sys; sys.stdin.read()"
+    """A process that does nothing and ends with this one, not by a signal to their group."""
+    program = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); sys.stdin.read()"
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-I", "-S", "-c", program), stdin=asyncio.subprocess.PIPE
     )

@@ -16,6 +16,8 @@ COUNT = "Count from one to thirty in words."
 COUNT_RAW = "one, two, three, four, five,"
 FEW_TOKENS = 6
 MORE_TOKENS = 16
+# Engines keep a context in whole blocks, and may have so much more of it than they were asked for.
+CONTEXT_BLOCK_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,7 @@ async def _unknown_model(replica: Replica) -> Observation:
 
 async def _context(replica: Replica) -> Observation:
     """A word is at least one token: this prompt cannot fit, however the model spells it."""
-    prompt = "one " * replica.context_tokens
+    prompt = "one " * (replica.context_tokens + CONTEXT_BLOCK_TOKENS)
     body = {"model": replica.model, "messages": [{"role": "user", "content": prompt}], "max_tokens": 1}
     return _refused(400, await replica.refusal(CHAT, msgspec.json.encode(body)))
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from modelyard.engines.contract import EngineMetrics
 from modelyard.verify.checks import COUNT, FEW_TOKENS, Observation
 from modelyard.verify.conformance.asking import LOOK_EVERY_S, Stream
-from modelyard.verify.conformance.row import NotAsked, Row, Trial
+from modelyard.verify.conformance.row import LONG_DEADLINE_S, NotAsked, Row, Trial
 from modelyard.verify.conformance.subject import Subject
 
 # To fill an engine that takes more at once would test this process.
@@ -85,7 +85,8 @@ async def _leave(streams: list[Stream]) -> None:
 
 async def _token_counts(trial: Trial) -> Observation:
     running = trial.running
-    before = await running.metrics() or EngineMetrics()
+    before, _ = await running.until(lambda now: not now.running, trial.pace.settles_s)
+    before = before or EngineMetrics()
     usage = (await running.replica.chat(COUNT, FEW_TOKENS)).usage
     assert usage is not None  # a whole answer without usage does not parse
     made = usage.completion_tokens
@@ -169,6 +170,7 @@ METRIC_ROWS = (
         "see the adapter's `read_metrics`, and how the engine takes disconnects",
         _under_load,
         unclaimed=_claims("running"),
+        deadline_s=LONG_DEADLINE_S,
     ),
     Row(
         "token-counts",
@@ -185,5 +187,6 @@ METRIC_ROWS = (
         "a long prefill would be taken for a hang, or a hang for work: choose another counter in `read_metrics`",
         _work_done,
         unclaimed=_claims("work_done"),
+        deadline_s=LONG_DEADLINE_S,
     ),
 )

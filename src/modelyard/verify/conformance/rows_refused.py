@@ -13,7 +13,7 @@ from modelyard.verify.conformance.asking import running
 from modelyard.verify.conformance.row import NotAsked, Row, Trial
 from modelyard.verify.conformance.stand import Launched
 from modelyard.verify.conformance.start import in_a_line, watch_start, why_not
-from modelyard.verify.conformance.subject import UNHEARD_OF, Subject, limited, with_kv_cache, with_setting
+from modelyard.verify.conformance.subject import UNHEARD_OF, Subject, limited, with_kv_cache, with_unheard_of
 
 _DEADLINE_S = 24 * 3600.0
 _ADVICE = "the engine's words changed, or the adapter does not know them yet: see its `explain_failure`"
@@ -22,7 +22,7 @@ _ADVICE = "the engine's words changed, or the adapter does not know them yet: se
 async def _bad_setting(trial: Trial) -> Observation:
     predicted = f"bad_config (permanent) that names {UNHEARD_OF} and says what to do"
     try:
-        failure, instead = await _launch_to_fail(trial, with_setting(trial.subject.replica, UNHEARD_OF, 1))
+        failure, instead = await _launch_to_fail(trial, with_unheard_of(trial.subject.replica))
     except BadSetting as error:
         return Observation(predicted, f"refused by the adapter: {error}", UNHEARD_OF in str(error))
     except (KeyError, TypeError, ValueError) as error:
@@ -85,10 +85,12 @@ async def _memory_too_small(trial: Trial) -> Observation:
 
 
 def _too_little(subject: Subject) -> int:
-    """A third of the least that the engine is expected to need."""
+    """The least that the engine is expected to need beside its KV cache, and a quarter of that: it can begin, it cannot
+    finish."""
     assert subject.sized is not None  # otherwise unclaimed
     sized, card = subject.sized
-    return sized.footprint(card, subject.replica.context_tokens).memory_low_bytes // 3
+    kv_bytes = next((int(one.value) for one in subject.plan.predictions if one.what == "KV cache"), 0)
+    return sized.footprint(card, subject.replica.context_tokens).memory_low_bytes + kv_bytes // 4
 
 
 def _is_no_crash_loop(failure: Failure) -> bool:
@@ -116,6 +118,12 @@ def _unsized(subject: Subject) -> str:
     return "" if subject.sized is not None else "the engine brings no numbers for its memory"
 
 
+def _takes_what_it_needs(subject: Subject) -> str:
+    if subject.sized is not None and subject.sized[0].whole_contexts:
+        return "its KV cache follows from its context and its sequences, and is not bounded by itself"
+    return _unsized(subject)
+
+
 REFUSED_ROWS = (
     Row(
         "bad-setting",
@@ -131,7 +139,7 @@ REFUSED_ROWS = (
         "a permanent does_not_fit (or out_of_memory) with advice; or 4xx/5xx for what needs more",
         _ADVICE,
         _kv_too_small,
-        unclaimed=_unsized,
+        unclaimed=_takes_what_it_needs,
         deadline_s=_DEADLINE_S,
     ),
     Row(

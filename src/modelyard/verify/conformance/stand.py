@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from modelyard.engines.contract import Addresses, ExitReport, Failure, LaunchSpec, Progress
-from modelyard.node import shims
+from modelyard.node import launch_files, shims
 from modelyard.node.lease import RENEW_EVERY_S, Lease
 from modelyard.node.shim_wire import Exited, LogLine, ShimSpec
 from modelyard.node.shims import ShimConnection, ShimListener, ShimLost
@@ -83,6 +83,9 @@ class Launched:
             found.append(f"the socket {path.name}")
         if self.folder.exists():
             found += [f"the file {file.name} in its folder" for file in sorted(self.folder.iterdir())]
+        if self.spec.scratch:
+            found += [f"its scratch folder {self.spec.scratch}"] if Path(self.spec.scratch).exists() else []
+            found += [f"shared memory {path}" for path in launch_files.shared_memory(self.spec.scratch)]
         if not self.shim_ended.done():
             found.append("its shim")
         return found

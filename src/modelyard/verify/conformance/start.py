@@ -38,33 +38,35 @@ async def watch_start(subject: Subject, launched: Launched) -> Start:
     loop = asyncio.get_running_loop()
     plan, early, not_yet = subject.replica, dict[str, None](), ""
     answer: Output | None = None
+    deadline_at = launched.began_at + plan.startup_timeout_s
     async with (
         open_session(launched.spec) as session,
         connect(launched.spec.address, plan.served_name, plan.context_tokens) as replica,
     ):
-        while answer is None and not launched.has_ended:
-            if loop.time() > launched.began_at + plan.startup_timeout_s:
-                break
+        while answer is None and not launched.has_ended and loop.time() < deadline_at:
             if await probe_health(session, launched.spec) == "ok":
                 try:
-                    await replica.chat(COUNT, MORE_TOKENS)
-                    answer = await replica.chat(COUNT, MORE_TOKENS)
+                    async with asyncio.timeout_at(deadline_at):
+                        await replica.chat(COUNT, MORE_TOKENS)
+                        answer = await replica.chat(COUNT, MORE_TOKENS)
                 except (Unreachable, WrongAnswer) as error:
                     not_yet = not_yet or error.message
+                except TimeoutError:
+                    not_yet = not_yet or "/health is well, and no answer came"
             else:
                 early[await _taken(replica, launched.spec.probes.health_timeout_s)] = None
             await asyncio.sleep(_LOOK_EVERY_S)
     ready_s = None if answer is None else loop.time() - launched.began_at
     # The last probe of health may have been a moment too early for what the question then met.
     ways = tuple(way for way in early if way != "HTTP 200")
-    because = "" if answer is not None else why_not(launched, plan.startup_timeout_s)
+    because = "" if answer is not None else why_not(launched, plan.startup_timeout_s, not_yet)
     return Start(ready_s, ways, not_yet, answer, tuple(launched.progress), because)
 
 
-def why_not(launched: Launched, within_s: float) -> str:
-    """Why a launch did not become ready, in a line."""
+def why_not(launched: Launched, within_s: float, not_yet: str = "") -> str:
+    """Why a launch did not become ready, in a line; `not_yet` is how it took questions meanwhile."""
     if launched.failure is None:
-        return f"not ready within {within_s:g} s"
+        return f"not ready within {within_s:g} s" + (f": {not_yet}" if not_yet else "")
     return f"it ended: {in_a_line(launched.failure)}"
 
 

@@ -47,9 +47,12 @@ class Subject:
         return (self.engine, self.card) if isinstance(self.engine, Sized) and self.card is not None else None
 
 
-def with_setting(replica: ReplicaPlan, name: str, value: str | int) -> ReplicaPlan:
-    """`replica` with one more setting, past every check of the plan."""
-    return replace(replica, settings=(*replica.settings, Setting(name=name, value=value, reason="to be refused")))
+def with_unheard_of(replica: ReplicaPlan) -> ReplicaPlan:
+    """`replica` with a setting that no engine has, past every check of the plan: as a key, a flag and a property, for
+    adapters hand on what is spelled like their engine's own."""
+    names = (UNHEARD_OF, f"--{UNHEARD_OF.replace('_', '-')}", UNHEARD_OF.upper())
+    more = tuple(Setting(name=name, value="1", reason="to be refused") for name in names)
+    return replace(replica, settings=(*replica.settings, *more))
 
 
 def with_kv_cache(subject: Subject, sized: Sized, kv_cache_bytes: int) -> ReplicaPlan:
@@ -62,6 +65,7 @@ def with_kv_cache(subject: Subject, sized: Sized, kv_cache_bytes: int) -> Replic
         kv_cache_bytes=kv_cache_bytes,
         hang_timeout_s=replica.hang_timeout_s,
         because={"kv_cache_bytes": "to be refused", "max_sequences": "as planned"},
+        ranks=replica.ranks,
     )
     settings = sized.settings(room, subject.deployment.settings, replica.artifact.recommended)
     return replace(replica, settings=settings)

@@ -13,6 +13,7 @@ from modelyard.engines.contract import Installed
 from modelyard.hardware.machine import probe
 from modelyard.hardware.rates import Rates, load_rates
 from modelyard.records.base import decode
+from modelyard.records.plan import Artifact
 from modelyard.state import StateDirectory
 
 pytestmark = pytest.mark.acceptance
@@ -53,6 +54,15 @@ def test_in_words_it_says_the_same_without_a_terminals_colours(untouched: Comman
     for finding in told.findings:
         if finding.check not in ("memory", "disk"):
             assert finding.what in words.out
+
+
+def test_the_memory_that_an_engine_takes_for_the_packaged_model_is_told(
+    smollm2: Artifact, kept_state: StateDirectory, openvino: Installed
+) -> None:
+    told = report(Command(kept_state.root))
+    seen = next(one for one in told.engines if one.name == openvino.engine)
+    assert seen.installed and seen.build == "cpu"
+    assert seen.memory_bytes is not None and seen.memory_bytes > smollm2.size_bytes
 
 
 def test_the_machine_is_measured_with_the_engines_own_kernels(openvino: Installed, kept_rates: StateDirectory) -> None:
