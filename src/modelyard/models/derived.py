@@ -86,7 +86,10 @@ class Derived:
             )
             write_atomically(folder / "artifact.json", encode(record))
         except OSError as error:
-            raise ModelyardError(f"the model store {self.root} cannot be written: {error.strerror}") from error
+            raise ModelyardError(
+                f"the model store {self.root} cannot be written: {error.strerror}",
+                hint="look at its owner, permissions and space, or name another folder in MODELYARD_STATE",
+            ) from error
         return self._artifact(record, folder, wanted)
 
     def _folder(self, parent: Artifact, recipe: str) -> Path:
