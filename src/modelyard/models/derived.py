@@ -88,7 +88,7 @@ class Derived:
         except OSError as error:
             raise ModelyardError(
                 f"the model store {self.root} cannot be written: {error.strerror}",
-                hint="look at the disk's free space and at the folder's owner",
+                hint="look at its owner, permissions and space, or name another folder in MODELYARD_STATE",
             ) from error
         return self._artifact(record, folder, wanted)
 
