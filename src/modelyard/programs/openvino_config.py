@@ -103,4 +103,4 @@ def _check_speculation(raw: dict[str, Any]) -> None:
     if raw["draft_model"] and not os.path.exists(raw["draft_model"]):
         raise ConfigError(f"draft_model {raw['draft_model']} does not exist")
     if raw["speculative_tokens"] and raw["prefix_cache"]:
-        raise ConfigError("speculative_tokens wants prefix_cache false: a cached block may hold a rejected guess")
+        raise ConfigError("speculative_tokens wants prefix_cache false: a cached block might keep a rejected guess")
