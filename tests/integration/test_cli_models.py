@@ -12,14 +12,16 @@ import pytest
 from commands import Command
 from hubs import Fault, Hub, serving, sha256
 from modelyard.control import wanted as desired
+from modelyard.models.derived import Derived
 from modelyard.models.store import Store
+from modelyard.models.stored import StoredArtifact
 from modelyard.state import StateDirectory
 from yards import fake_wanted
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
 import msgspec
-from models_on_disk import gguf_of
+from models_on_disk import folder, gguf_of
 
 REFERENCE = "hf://someone/Tiny-Chat-GGUF:Q8_0"
 CONTENT = gguf_of(100_000)
@@ -73,8 +75,7 @@ def test_a_damaged_model_is_found_by_verify(command: WithHub, state: StateDirect
 
 
 def test_a_model_that_is_served_is_not_removed(command: WithHub, state: StateDirectory) -> None:
-    command("models", "fetch", REFERENCE, check=True)
-    [stored] = Store(state).stored()
+    stored = fetched(command, state)
     wanted = fake_wanted("mine")
     [replica] = wanted.plan.replicas
     replica = msgspec.structs.replace(replica, artifact=Store(state).served(stored))
@@ -82,6 +83,40 @@ def test_a_model_that_is_served_is_not_removed(command: WithHub, state: StateDir
     done = command("models", "remove", stored.name)
     assert done.code == 2 and "is served as mine" in done.err
     assert Store(state).find(stored.name) == stored
+
+
+def test_what_was_made_here_is_listed_verified_and_removed_too(
+    command: WithHub, state: StateDirectory, tmp_path: Path
+) -> None:
+    store = Store(state)
+    parent = store.served(fetched(command, state))
+    wanted = msgspec.structs.replace(parent, name="Tiny-BF16", format="huggingface", sha256="", lineage="made of Tiny")
+    with store.writing() as writer:
+        made = writer.partial_folder() / "Tiny-BF16"
+        made.mkdir()
+        for name, content in folder(1000).items():
+            (made / name).write_bytes(content)
+        artifact = Derived(store).keep(writer, made, wanted, parent, "recipe/v1")
+    [(key, _)] = Derived(store).made()
+    assert command("models", "list", "--json", check=True).value[-1] == {
+        "name": key,
+        "summary": "Tiny-BF16: made of Tiny",
+        "here": True,
+    }
+    command("models", "verify", key, check=True)
+    weights = Path(artifact.path) / "model.safetensors"
+    weights.chmod(0o600)
+    weights.write_bytes(weights.read_bytes()[:-1] + b"z")
+    assert command("models", "verify", key).code == 4
+    assert command("models", "remove", key, "--json", check=True).value["freed_bytes"] > 2000
+    assert Derived(store).made() == [] and not Path(artifact.path).exists()
+    assert store.stored(), "what it was made of stays"
+
+
+def fetched(command: WithHub, state: StateDirectory) -> StoredArtifact:
+    command("models", "fetch", REFERENCE, check=True)
+    [stored] = Store(state).stored()
+    return stored
 
 
 def test_an_interrupted_fetch_is_cleaned_away_when_told_to(command: WithHub, hub: Hub, state: StateDirectory) -> None:

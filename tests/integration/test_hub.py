@@ -142,6 +142,28 @@ def test_large_files_come_from_another_host_that_is_shown_no_token(
         assert [asked.token for asked in cdn.asked] == [""]
 
 
+def test_a_refusal_by_that_other_host_is_not_taken_for_the_hubs(
+    state: StateDirectory, settings: Settings, hub: Hub
+) -> None:
+    with serving() as cdn:
+        hub.cdn = cdn
+        cdn.always[sha256(GGUF)] = Fault(status=403)
+        with pytest.raises(FetchFailed, match=f"{cdn.url}, where {hub.url} keeps this file, refuses it") as caught:
+            fetch(f"hf://{GGUFS}:Q8_0", state, settings)
+    assert "clock" in caught.value.hint
+
+
+def test_a_server_that_goes_away_meanwhile_is_waited_for(state: StateDirectory, settings: Settings, hub: Hub) -> None:
+    """The second host answers once, breaks off, and is gone; who asks is told that only after having tried again."""
+    with serving() as cdn:
+        hub.cdn = cdn
+        cdn.faults[sha256(GGUF)].append(Fault(cut_after=40_000))
+        nobody = Fault(location="http://127.0.0.1:9/x")
+        cdn.faults[sha256(GGUF)].extend([nobody, nobody])
+        artifact = fetch(f"hf://{GGUFS}:Q8_0", state, settings)
+    assert Store(state).path_of(artifact).read_bytes() == GGUF
+
+
 def test_a_redirect_that_comes_back_is_shown_no_token_either(state: StateDirectory, tmp_path: Path, hub: Hub) -> None:
     with serving() as elsewhere:
         hub.token = "hf_secret"

@@ -17,7 +17,8 @@ import pytest
 from test_fetch import build_wheel, settings_for
 
 from hubs import Hub, serving
-from modelyard.cli.packing import Chosen, Packing, Unpacked, Unpacking
+from modelyard.cli.packing import Chosen, Packing
+from modelyard.cli.unpacking import Unpacked, Unpacking
 from modelyard.errors import EnvironmentFailed, FetchFailed, ModelyardError, UsageError
 from modelyard.models.hashing import no_progress
 from modelyard.models.pack import Pack, PackedEngine, PackedFile, open_pack

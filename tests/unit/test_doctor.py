@@ -27,11 +27,13 @@ from modelyard.hardware.accelerator import Accelerator
 from modelyard.hardware.machine import probe
 from modelyard.hardware.rates import EngineRates, Rates, Spread, save_rates
 from modelyard.models.store import Store
+from modelyard.records.base import encode
 from modelyard.records.finding import Finding
+from modelyard.records.listening import Listening
 from modelyard.records.plan import Rejected
 from modelyard.settings import Settings
 from modelyard.spec.wanted import Gateway
-from modelyard.state import StateDirectory, open_state
+from modelyard.state import StateDirectory, locked, open_state
 
 PLAIN = {"PATH": os.defpath, "HOME": "/nonexistent"}
 
@@ -103,6 +105,17 @@ def test_a_port_that_is_taken_prevents_serving(tmp_path: Path) -> None:
         finding = only(judge_address(StateDirectory(tmp_path), Gateway(port=port)))
     assert finding.severity == "error" and str(port) in finding.what and "--port 0" in finding.remedy
     assert judge_address(StateDirectory(tmp_path), Gateway(port=port)) == ()
+
+
+def test_where_a_yard_serves_already_its_address_is_told_and_not_tried(state: StateDirectory) -> None:
+    where = Listening(
+        url="http://127.0.0.1:1/v1", admin="http://127.0.0.1:2", pid=os.getpid(), started_at=0.0, version="0"
+    )
+    state.yard.write_bytes(encode(where))
+    with locked(state.yard_lock, holding="serving"):
+        finding = only(judge_address(state, Gateway(port=1)))
+        assert of_state(state) == ()
+    assert (finding.severity, finding.check) == ("note", "address") and where.url in finding.what
 
 
 @pytest.mark.parametrize(

@@ -13,22 +13,20 @@ from rich.table import Column, Table
 
 from modelyard import settings as settings_module
 from modelyard.cli.admin import state_directory
+from modelyard.cli.kept import Kept, users_of
 from modelyard.cli.options import Json
 from modelyard.cli.output import OUT, print_json, say
 from modelyard.cli.seven_steps import Advance, Current, SevenSteps
 from modelyard.clock import SYSTEM
-from modelyard.control import wanted as desired
 from modelyard.errors import ModelyardError, UsageError
 from modelyard.models.card import describe
 from modelyard.models.catalogue import ENTRIES
+from modelyard.models.derived import Derived
 from modelyard.models.hashing import Progress
 from modelyard.models.reader import read_card
 from modelyard.models.sources import resolve
 from modelyard.models.store import Store
-from modelyard.models.stored import StoredArtifact
-from modelyard.records.base import UnreadableRecord
 from modelyard.spec.sizes import show
-from modelyard.state import StateDirectory
 
 app = typer.Typer(
     help="What can be served by name, what is here, what a model is; packs for machines without a network.",
@@ -45,6 +43,7 @@ def list_models(json: Json = False) -> None:
     store = Store(state_directory(), SYSTEM)
     here = {one.name: one for one in store.stored()}
     fetched = [one for one in here.values() if one.name not in ENTRIES]
+    made = Derived(store).made()
     asked_by = {pin.name: pin.reference for pin in store.pins()}
     if json:
         catalogue = [{"name": one.name, "summary": one.summary, "here": one.name in here} for one in ENTRIES.values()]
@@ -52,7 +51,8 @@ def list_models(json: Json = False) -> None:
             {"name": one.name, "reference": asked_by.get(one.name, one.name), "summary": one.lineage, "here": True}
             for one in fetched
         ]
-        print_json([*catalogue, *others])
+        derived = [{"name": key, "summary": f"{one.name}: {one.lineage}", "here": True} for key, one in made]
+        print_json([*catalogue, *others, *derived])
         return
     table = Table(Column("name", no_wrap=True), "size", "here", "licence", "what it is", box=None, pad_edge=False)
     for entry in ENTRIES.values():
@@ -61,6 +61,8 @@ def list_models(json: Json = False) -> None:
     for one in fetched:
         name, is_here = asked_by.get(one.name, one.name), "in place" if one.place else "yes"
         table.add_row(name, show(one.size_bytes), is_here, one.licence, one.lineage)
+    for key, one in made:
+        table.add_row(key, show(one.size_bytes), "made here", "", f"{one.name}: {one.lineage}")
     # Wider than a pipe's 80 columns where names need it: they are there to be copied.
     OUT.print(table, width=max(OUT.width, 120))
     say("others are named by a path, or by where they are: hf://org/name:Q4_K_M, ollama://name, https://.../x.gguf")
@@ -102,13 +104,14 @@ def verify(
 ) -> None:
     """Read every byte of the stored models again and compare it with its hash."""
     store = Store(state_directory(), SYSTEM)
+    kept = [Kept.stored(store, one) for one in store.stored()] + Kept.all_made(store)
+    chosen = kept if model is None else [Kept.called(store, model)]
     wrong: dict[str, ModelyardError] = {}
-    chosen = store.stored() if model is None else [_stored(store, model)]
     for one in chosen:
         steps = SevenSteps(one.name, OUT, as_json=False)
         with _quiet(json), steps.step("model") as step:
             try:
-                store.verify(one, _heard(step))
+                one.verify(_heard(step))
                 step.result = f"{one.name}: {show(one.size_bytes)} as they were stored"
             except ModelyardError as error:
                 wrong[one.name] = error
@@ -124,16 +127,15 @@ def remove(model: Stored, json: Json = False) -> None:
     """Remove a model from the store. Weights that are used in place are only forgotten."""
     state = state_directory()
     store = Store(state, SYSTEM)
-    artifact = _stored(store, model)
-    if users := _users(state, store, artifact):
-        raise UsageError(f"{artifact.name} is served as {', '.join(users)}", hint="modelyard down, and then remove it")
+    one = Kept.called(store, model)
+    if users := users_of(state, one.path):
+        raise UsageError(f"{one.name} is served as {', '.join(users)}", hint="modelyard down, and then remove it")
     with store.writing() as writer:
-        writer.remove(artifact.name)
-        freed = writer.garbage()
+        freed = one.remove(writer) + writer.garbage()
     if json:
-        print_json({"name": artifact.name, "freed_bytes": freed})
+        print_json({"name": one.name, "freed_bytes": freed})
     else:
-        say(f"{artifact.name} removed: {show(freed)} came free")
+        say(f"{one.name} removed: {show(freed)} came free")
 
 
 @app.command()
@@ -183,7 +185,7 @@ def unpack(
     json: Json = False,
 ) -> None:
     """Take a pack into this machine's store: every byte is checked, and the engine is installed from the pack alone."""
-    from modelyard.cli.packing import Unpacking
+    from modelyard.cli.unpacking import Unpacking
     from modelyard.models.pack import open_pack
 
     state, settings = state_directory(), settings_module.load()
@@ -201,29 +203,6 @@ def unpack(
         return
     say(f"{', '.join(models)} and {', '.join(engines)} are here, {show(done.manifest.size_bytes)} checked")
     say(f"next: {settings.command} up {file}")
-
-
-def _stored(store: Store, name: str) -> StoredArtifact:
-    found = store.record(name) or next((one for one in store.stored() if one.title == name), None)
-    if found is None:
-        pin = next((pin.name for pin in store.pins() if pin.reference == name), "")
-        found = store.record(pin)
-    if found is None:
-        raise UsageError(f"{name!r} is not in the store", hint="modelyard models list shows what is")
-    return found
-
-
-def _users(state: StateDirectory, store: Store, artifact: StoredArtifact) -> list[str]:
-    """Deployments that would not start again without it."""
-    path, users = str(store.path_of(artifact)), list[str]()
-    for name in desired.names(state):
-        try:
-            wanted = desired.load(state, name)
-        except UnreadableRecord:
-            continue
-        if wanted is not None and any(replica.artifact.path == path for replica in wanted.plan.replicas):
-            users.append(name)
-    return users
 
 
 def _heard(step: Current) -> Progress:

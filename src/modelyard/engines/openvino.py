@@ -214,7 +214,7 @@ class OpenVino:
             planned[name] = Setting(name=name, value=value, reason="the operator's setting")
         if planned["speculative_tokens"].value and planned["prefix_cache"].value:
             raise BadSetting(
-                "speculative_tokens and prefix_cache exclude each other: a cached block may hold a rejected guess",
+                "speculative_tokens and prefix_cache exclude each other: a cached block might keep a rejected guess",
                 "set prefix_cache: false beside it",
             )
         return tuple(planned.values())

@@ -11,9 +11,9 @@ import os
 import shutil
 from pathlib import Path
 
-from modelyard.errors import ModelRefused, ModelyardError
+from modelyard.errors import FetchFailed, ModelRefused, ModelyardError
 from modelyard.models.gate import check_folder
-from modelyard.models.hashing import Progress, no_progress
+from modelyard.models.hashing import Progress, no_progress, sha256_of_file
 from modelyard.models.store import Store, StoreWriter
 from modelyard.records.base import Record, UnreadableRecord, decode, encode
 from modelyard.records.fingerprint import sha256_of
@@ -86,8 +86,51 @@ class Derived:
             )
             write_atomically(folder / "artifact.json", encode(record))
         except OSError as error:
-            raise ModelyardError(f"the model store {self.root} cannot be written: {error.strerror}") from error
+            raise ModelyardError(
+                f"the model store {self.root} cannot be written: {error.strerror}",
+                hint="look at its owner, permissions and space, or name another folder in MODELYARD_STATE",
+            ) from error
         return self._artifact(record, folder, wanted)
+
+    def made(self) -> list[tuple[str, DerivedArtifact]]:
+        """Every artifact that was made here, under the key that stands in its folder's name; the bytes are not looked
+        at."""
+        found: list[tuple[str, DerivedArtifact]] = []
+        for path in sorted(self.root.glob("*/artifact.json")):
+            try:
+                found.append((path.parent.name, decode(path.read_bytes(), DerivedArtifact)))
+            except (OSError, UnreadableRecord):
+                continue
+        return found
+
+    def path_of(self, key: str, artifact: DerivedArtifact) -> Path:
+        """What engines are given."""
+        return self.root / key / artifact.name
+
+    def verify(self, key: str, artifact: DerivedArtifact, on_progress: Progress = no_progress) -> None:
+        """Hash every file again, whatever is remembered. Raises FetchFailed where they are not what was made."""
+        folder = self.path_of(key, artifact)
+        try:
+            files = check_folder(folder)
+            content = [
+                [str(path.relative_to(folder)), path.stat().st_size, sha256_of_file(path, on_progress)]
+                for path in files
+            ]
+        except (OSError, ModelRefused) as error:
+            raise FetchFailed(f"{folder} cannot be read: {error}", hint=f"modelyard models remove {key}") from error
+        if (found := sha256_of(content)) != artifact.sha256:
+            raise FetchFailed(
+                f"{folder} has SHA-256 {found}, not {artifact.sha256}",
+                hint=f"the disk is failing or someone changed it: modelyard models remove {key}; it is made again then",
+            )
+
+    def remove(self, key: str) -> int:
+        """Remove what was made, its record first; for the holder of the store's lock. The bytes that came free."""
+        folder = self.root / key
+        freed = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+        (folder / "artifact.json").unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        return freed
 
     def _folder(self, parent: Artifact, recipe: str) -> Path:
         return self.root / sha256_of([parent.sha256, recipe])[:16]

@@ -17,7 +17,7 @@ from pathlib import Path
 from modelyard.clock import Clock
 from modelyard.errors import FetchFailed
 from modelyard.models.hashing import CHUNK_BYTES, Progress, sha256_of_file
-from modelyard.models.web import Answer, Interrupted, Web, raise_if_passing
+from modelyard.models.web import Answer, Interrupted, Unreachable, Web, raise_if_passing
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 # What to say of an answer that is neither the file nor a passing trouble.
@@ -77,6 +77,7 @@ class Download:
     token: str = ""
     _etag: str = ""
     _joined: bool = False
+    _answered: bool = False
 
     async def run(self) -> str:
         """Bring `path` to what is expected, going on from what it holds; the SHA-256 of what is there then.
@@ -117,7 +118,11 @@ class Download:
             try:
                 await self._attempt()
                 return
-            except Interrupted as reason:
+            except (Interrupted, Unreachable) as error:
+                # Who never answered is told at once; who did may come back.
+                if isinstance(error, Unreachable) and not self._answered:
+                    raise
+                reason = error if isinstance(error, Interrupted) else Interrupted(error.message)
                 failures = 1 if self._size() > furthest else failures + 1
                 furthest = max(furthest, self._size())
                 await self.web.wait_after(reason, failures, self.clock.jitter())
@@ -128,6 +133,7 @@ class Download:
         if begin and self._etag:
             headers["If-Range"] = self._etag
         async with self.web.ask(self.url, headers=headers, token=self.token) as answer:
+            self._answered = True
             raise_if_passing(answer)
             if answer.status == 416 and begin:
                 self._drop()

@@ -104,6 +104,11 @@ class HubApi:
         reference, endpoint = self._reference, self._hub.endpoint
         page = f"{endpoint}/{reference.repository}"
         code, status = answer.headers.get("X-Error-Code", ""), answer.status
+        if not f"{endpoint}/".startswith(f"{answer.origin}/"):
+            return FetchFailed(
+                f"{answer.origin}, where {endpoint} keeps this file, refuses it with status {status}",
+                hint="links to it are signed for a short time: check this machine's clock, and the proxy's rules",
+            )
         set_token = (
             f"set HF_TOKEN to a token of an account that may read it ({endpoint}/settings/tokens makes one), "
             f"or write the token into {self._hub.token_files[0] if self._hub.token_files else 'a token file'}"

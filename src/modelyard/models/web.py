@@ -39,12 +39,13 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """`stall_s` without a byte ends an attempt; `attempts` in a row without any new byte end the fetch. A server that
-    asks for more than `longest_wait_s` is told to the user instead of being waited for."""
+    """`stall_s` without a byte ends an attempt; `attempts` in a row without any new byte end the fetch: by default a
+    network that is gone is waited for about a minute and a half. A server that asks for more than `longest_wait_s` is
+    told to the user instead of being waited for."""
 
     connect_s: float = 15.0
     stall_s: float = 30.0
-    attempts: int = 6
+    attempts: int = 10
     first_pause_s: float = 0.5
     longest_pause_s: float = 15.0
     longest_wait_s: float = 120.0
