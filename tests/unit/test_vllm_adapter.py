@@ -196,7 +196,7 @@ def test_a_plan_for_three_ranks_has_them_and_one_for_two_is_refused() -> None:
     [
         ("BF16", ("avx2",), "x86_64", None),
         ("BF16", (), "aarch64", None),
-        ("BF16", ("avx",), "x86_64", "runs BF16 with AVX2 instructions only"),
+        ("BF16", ("avx",), "x86_64", "needs a processor with avx2"),
         ("compressed-tensors int-quantized", ("avx2",), "x86_64", None),
         ("compressed-tensors pack-quantized", ("avx2",), "x86_64", "with AVX512F instructions only"),
         ("compressed-tensors pack-quantized", ("avx2", "avx512f"), "x86_64", None),

@@ -123,6 +123,8 @@ class Vllm:
             {"running", "waiting", "work_done", "prompt_tokens", "generated_tokens", "kv_used_ratio"},
         ),
         load_progress=True,
+        # Its kernels for x86-64 are compiled twice, for AVX2 and for AVX-512.
+        machines={"x86_64": frozenset({"avx2"}), "aarch64": frozenset()},
         conversions=(
             Conversion(
                 source="gguf",
