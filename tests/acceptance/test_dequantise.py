@@ -13,7 +13,7 @@ from modelyard.engines.contract import Installed
 from modelyard.models.reader import read_card
 from programs import PROGRAMS
 
-pytestmark = pytest.mark.acceptance
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
 
 # Run inside the environment: writes a tiny model as llama.cpp's converter would, and says how far the result is off.
 WRITE = """

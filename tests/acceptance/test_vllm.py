@@ -29,7 +29,7 @@ from modelyard.records.topology import Topology
 from modelyard.state import StateDirectory, open_state
 from yards import processes_of
 
-pytestmark = pytest.mark.acceptance
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(1200)]
 
 Eventually = Callable[..., Awaitable[Any]]
 STARTS_WITHIN_S = 600.0
