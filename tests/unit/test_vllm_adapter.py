@@ -305,6 +305,17 @@ def test_what_the_engine_does_not_say_stays_absent() -> None:
     assert ENGINE.read_metrics("") == EngineMetrics()
 
 
+@pytest.mark.parametrize(
+    ("weight_bytes", "context_tokens", "measured_gb"), [(269_030_016, 8192, 2.16), (906_247_296, 2048, 2.99)]
+)
+def test_the_memory_that_was_measured_lies_in_the_predicted_interval(
+    weight_bytes: int, context_tokens: int, measured_gb: float
+) -> None:
+    foot = ENGINE.footprint(msgspec.structs.replace(SMOLLM2, weight_bytes={"BF16": weight_bytes}), context_tokens)
+    assert foot.memory_low_bytes < measured_gb * 1e9 < foot.memory_high_bytes
+    assert abs(foot.memory_bytes / (measured_gb * 1e9) - 1) < 0.1
+
+
 def test_kv_bytes_are_of_sixteen_bits() -> None:
     assert ENGINE.kv_bytes_per_token(SMOLLM2, {}) == 23_040
 
