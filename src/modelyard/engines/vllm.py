@@ -123,6 +123,8 @@ class Vllm:
             {"running", "waiting", "work_done", "prompt_tokens", "generated_tokens", "kv_used_ratio"},
         ),
         load_progress=True,
+        # Its processes find each other by torch's store and gloo, which speak TCP.
+        loopback_ports=True,
         conversions=(
             Conversion(
                 source="gguf",
