@@ -5,6 +5,7 @@ The campaign in short; the whole of it is `./yard dev python -m benchmarks.insta
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +13,13 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.installs import NAME, Site, play
-from benchmarks.package_index import Counted, serve, wheel
+from benchmarks.package_index import Counted, lock_of, serve, wheel
 
 from modelyard import packages
 from modelyard.engines.contract import Installed
@@ -172,6 +174,28 @@ def test_removing_the_last_environment_gives_its_space_back(site: Site) -> None:
     assert size_bytes(site.state.package_cache) > 800_000
     remove(installed, site.state, environ=site.environ)
     assert not site.state.package_cache.exists() or size_bytes(site.state.package_cache) < 50_000
+
+
+def test_what_a_kill_left_in_the_cache_unnoted_is_removed(site: Site) -> None:
+    installed = install(site)
+    [kept, *_] = site.state.package_cache.glob("archive-v*/*")
+    shutil.copytree(kept, kept.with_name("nothing-leads-here"))
+    (Path(installed.root) / MARKER).unlink()
+    install(site)
+    assert kept.exists() and not kept.with_name("nothing-leads-here").exists()
+
+
+def test_removing_one_of_two_keeps_what_the_other_may_need(site: Site) -> None:
+    both, first = site.requirements, site.requirements.packages[0]
+    site.requirements = msgspec.structs.replace(
+        both, packages=(first,), lock=lock_of(site.index.folder, first), import_check=first.partition("==")[0]
+    )
+    small = install(site)
+    site.requirements = both
+    large = install(site)
+    remove(large, site.state, environ=site.environ)
+    assert site.trusted() == (small,)
+    assert site.cached() == {first.partition("==")[0]}
 
 
 def test_the_campaign_runs_by_its_own_command() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import modelyard
 from modelyard.engines.builds import BUILDS, builds, choose_build
 from modelyard.engines.contract import Build, Engine, Requirements
 from modelyard.engines.fake import FakeAdapter
@@ -16,6 +18,7 @@ from modelyard.engines.registry import engines
 from modelyard.errors import UsageError
 
 DIGEST = "0123456789abcdef" * 4
+LOCK_FILES = sorted((Path(modelyard.__file__).parent / "engines" / "locks").glob("*.txt"))
 LOCKED = [(one, needs) for one in engines() for needs in builds(one) if needs.packages]
 
 names = st.from_regex(r"[a-z0-9]+(-[a-z0-9]+)*", fullmatch=True)
@@ -56,6 +59,15 @@ def test_every_lock_agrees_with_its_adapter(engine: Engine, requirements: Requir
 def test_no_lock_names_an_address(engine: Engine, requirements: Requirements) -> None:
     assert "://" not in requirements.lock
     assert all(one.sha256 for one in parse(requirements.lock))
+
+
+@pytest.mark.parametrize("file", LOCK_FILES, ids=lambda file: file.name)
+def test_every_lock_that_ships_is_hashes_all_the_way(file: Path) -> None:
+    packages = parse(file.read_text())
+    assert packages and all(one.sha256 for one in packages)
+    assert shipped(file.stem) == file.read_text()
+    if file.stem.endswith("-cpu"):
+        assert gpu_packages(f"{one.name}=={one.version}" for one in packages) == []
 
 
 @given(st.lists(locked_packages, unique_by=lambda one: (one.name, one.version)))

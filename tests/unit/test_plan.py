@@ -406,15 +406,17 @@ def test_a_plan_with_every_limit_can_be_written_down() -> None:
     assert decode(encode(made), Plan) == made
 
 
+def on_llama_cpp(limits: Limits) -> Plan:
+    return plan(wanted(engine="llama.cpp", limits=limits), GGUF, SMOLLM2, MACHINE, engines())
+
+
 def test_an_engine_that_keeps_whole_contexts_serves_no_more_requests_than_fit() -> None:
-    limits = Limits(max_in_flight=16, context_tokens=8192, kv_cache=ByteSize(1 << 30))
-    (replica,) = planned(wanted(engine="llama.cpp", limits=limits), among=engines()).replicas
-    assert replica.max_in_flight == replica.setting("max_sequences") == (1 << 30) // (8192 * 23_040) == 5
+    (replica,) = on_llama_cpp(Limits(max_in_flight=16, context_tokens=8192, kv_cache=ByteSize(GIB))).replicas
+    assert replica.max_in_flight == replica.setting("max_sequences") == GIB // (8192 * 23_040) == 5
     reason = next(one.reason for one in replica.settings if one.name == "max_sequences")
     assert "5 whole contexts" in reason
 
 
-def test_a_context_is_rounded_up_to_what_a_slot_holds() -> None:
-    limits = Limits(max_in_flight=2, context_tokens=1000)
-    made = planned(wanted(engine="llama.cpp", limits=limits), among=engines())
+def test_a_context_takes_the_memory_of_the_slot_that_holds_it() -> None:
+    made = on_llama_cpp(Limits(max_in_flight=2, context_tokens=1000))
     assert [one.value for one in made.predictions if one.what == "KV cache"] == [2 * 1024 * 23_040]

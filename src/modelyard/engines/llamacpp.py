@@ -24,6 +24,7 @@ from modelyard.engines.llamacpp_failures import explain
 from modelyard.engines.locks import shipped
 from modelyard.engines.prometheus_text import parse, total
 from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue, check_setting
+from modelyard.hardware.builds import BuildNeeds
 from modelyard.models.card import Card
 from modelyard.models.ggml_types import TENSOR_TYPES
 from modelyard.records.plan import ReplicaPlan, Setting
@@ -89,6 +90,8 @@ class LlamaCpp:
         drains_on_terminate=False,
         metrics=frozenset({"running", "waiting", "work_done", "prompt_tokens", "generated_tokens"}),
         load_progress=True,
+        # What the wheels were built for, by their own word; they know no other kernels.
+        machines={"x86_64": frozenset({"avx2"}), "aarch64": frozenset()},
     )
     requirements = Requirements(
         packages=("xllamacpp==2026.10.11549",),
@@ -97,6 +100,15 @@ class LlamaCpp:
         installed_bytes=107_000_000,
         import_check="xllamacpp",
         lock=shipped("llama.cpp-cpu"),
+    )
+    # Its wheels are for Python's stable interface: every version from 3.10 on.
+    build_needs = (
+        BuildNeeds(
+            build="cpu",
+            machines=capabilities.machines,
+            systems=frozenset({"linux", "darwin"}),
+            pythons=("3.11", "3.14"),
+        ),
     )
 
     def launch(self, replica: ReplicaPlan, install: Installed, net: Addresses) -> LaunchSpec:

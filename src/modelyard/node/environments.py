@@ -61,10 +61,15 @@ def ensure(
         with package_cache.use(state.package_cache, inherited) as cache:
             uv = Uv(index, inherited, cache.folder, (lock, cache.lock))
             try:
-                return make(requirements, engine_name, root, uv, on_progress)
+                installed = make(requirements, engine_name, root, uv, on_progress)
             except BaseException:
                 shutil.rmtree(root, ignore_errors=True)
                 raise
+            if cache.is_ours_alone():
+                # What cannot be tidied now is tidied another time; the environment is made.
+                with contextlib.suppress(EnvironmentFailed):
+                    uv.prune()
+            return installed
 
 
 def folder_of(requirements: Requirements, engine_name: str, state: StateDirectory) -> Path:

@@ -125,6 +125,10 @@ class Uv:
         """Removes packages from the cache, all where none is named: the next installation fetches them again."""
         self._run(["cache", "clean", "--quiet", *names])
 
+    def prune(self) -> None:
+        """Removes from the cache what nothing leads to: packages that were unpacked and never noted."""
+        self._run(["cache", "prune", "--quiet"])
+
     def _run(self, arguments: list[str], on_poll: Callable[[], None] | None = None) -> str:
         environ = uv_environ(self.index, self.environ) | {"UV_CACHE_DIR": str(self.cache)}
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as log:

@@ -24,6 +24,18 @@ class PackageCache:
     lock: int
     ours: bool
 
+    def is_ours_alone(self) -> bool:
+        """Whether nobody else uses it now, nor begins to until this use ends; False for a user's cache."""
+        if not self.ours:
+            return False
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # A conversion that fails has given up the shared lock too.
+            fcntl.flock(self.lock, fcntl.LOCK_SH)
+            return False
+        return True
+
 
 @contextlib.contextmanager
 def use(folder: Path, environ: Mapping[str, str]) -> Generator[PackageCache]:
