@@ -128,6 +128,8 @@ class Vllm:
         load_progress=True,
         # Its kernels for x86-64 are compiled twice, for AVX2 and for AVX-512.
         machines={"x86_64": frozenset({"avx2"}), "aarch64": frozenset()},
+        # Its processes find each other by torch's store and gloo, which speak TCP.
+        loopback_ports=True,
         conversions=(
             Conversion(
                 source="gguf",
