@@ -196,7 +196,7 @@ def test_a_plan_for_three_ranks_has_them_and_one_for_two_is_refused() -> None:
     [
         ("BF16", ("avx2",), "x86_64", None),
         ("BF16", (), "aarch64", None),
-        ("BF16", ("avx",), "x86_64", "runs BF16 with AVX2 instructions only"),
+        ("BF16", ("avx",), "x86_64", "needs a processor with avx2"),
         ("compressed-tensors int-quantized", ("avx2",), "x86_64", None),
         ("compressed-tensors pack-quantized", ("avx2",), "x86_64", "with AVX512F instructions only"),
         ("compressed-tensors pack-quantized", ("avx2", "avx512f"), "x86_64", None),
@@ -303,6 +303,17 @@ def test_metrics_are_read_under_the_engines_own_names() -> None:
 
 def test_what_the_engine_does_not_say_stays_absent() -> None:
     assert ENGINE.read_metrics("") == EngineMetrics()
+
+
+@pytest.mark.parametrize(
+    ("weight_bytes", "context_tokens", "measured_gb"), [(269_030_016, 8192, 2.16), (906_247_296, 2048, 2.99)]
+)
+def test_the_memory_that_was_measured_lies_in_the_predicted_interval(
+    weight_bytes: int, context_tokens: int, measured_gb: float
+) -> None:
+    foot = ENGINE.footprint(msgspec.structs.replace(SMOLLM2, weight_bytes={"BF16": weight_bytes}), context_tokens)
+    assert foot.memory_low_bytes < measured_gb * 1e9 < foot.memory_high_bytes
+    assert abs(foot.memory_bytes / (measured_gb * 1e9) - 1) < 0.1
 
 
 def test_kv_bytes_are_of_sixteen_bits() -> None:
