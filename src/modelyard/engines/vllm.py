@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -24,7 +23,7 @@ from modelyard.engines.contract import (
     Requirements,
 )
 from modelyard.engines.locks import shipped
-from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue
+from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue, check_setting, settled
 from modelyard.engines.vllm_failures import explain
 from modelyard.hardware.machine import Machine
 from modelyard.models.card import Card
@@ -255,13 +254,7 @@ class Vllm:
     def settings(
         self, room: Room, overrides: Mapping[str, SettingValue], recommended: Mapping[str, SettingValue]
     ) -> tuple[Setting, ...]:
-        planned = {setting.name: setting for setting in _planned(room)}
-        for name in planned.keys() & recommended.keys():
-            planned[name] = Setting(name=name, value=recommended[name], reason="the model's authors recommend it")
-        for name, value in overrides.items():
-            _check(name, value, planned)
-            planned[name] = Setting(name=name, value=value, reason="the operator's setting")
-        return tuple(planned.values())
+        return tuple(settled(_planned(room), recommended, overrides, _check).values())
 
 
 def _shares(kv_heads: int, ranks: int) -> bool:
@@ -407,20 +400,8 @@ def _planned(room: Room) -> tuple[Setting, ...]:
 
 def _check(name: str, value: SettingValue, planned: Mapping[str, Setting]) -> None:
     """vLLM itself refuses a flag that it does not know; our own settings are checked here."""
-    if name in _SAID_ELSEWHERE:
-        raise BadSetting(f"{name} is not set under settings", f"use {_SAID_ELSEWHERE[name]}")
     if name in _OURS:
         raise BadSetting(f"{name} is not the operator's to set", "leave it out: Modelyard decides where engines listen")
-    if _FLAG.fullmatch(name):
+    if _FLAG.fullmatch(name) and name not in _SAID_ELSEWHERE:
         return
-    if name not in planned:
-        close = difflib.get_close_matches(name, planned, n=1)
-        ours = ", ".join(sorted(key for key in planned if key not in _SAID_ELSEWHERE))
-        raise BadSetting(
-            f"{name} is no setting of this engine", f"did you mean {close[0]}?" if close else f"use {ours}, or a --flag"
-        )
-    wanted = planned[name].value
-    if type(value) is not type(wanted) and not (type(value) is int and isinstance(wanted, float)):
-        raise BadSetting(f"{name} is {value!r}", f"give a value such as {wanted!r}")
-    if not isinstance(value, str) and value < _LEAST.get(name, value):
-        raise BadSetting(f"{name} is {value!r}", f"it must be at least {_LEAST[name]}")
+    check_setting(name, value, planned, said_elsewhere=_SAID_ELSEWHERE, least=_LEAST, beside=", or a --flag")

@@ -1,4 +1,4 @@
-"""Whether an engine can serve an artifact on a machine at all, before anybody asks whether it fits: reasons, not errors."""
+"""Whether an engine can serve an artifact on a machine at all, before anybody asks whether it fits: reasons only."""
 
 from __future__ import annotations
 
