@@ -26,7 +26,7 @@ from modelyard.verify.conformance.rows_ending import ENDING_ROWS, NOTHING_LEFT_R
 from modelyard.verify.conformance.rows_metrics import METRIC_ROWS
 from modelyard.verify.conformance.rows_plan import PLAN_ROWS
 from modelyard.verify.conformance.rows_refused import REFUSED_ROWS
-from modelyard.verify.conformance.rows_running import running_rows
+from modelyard.verify.conformance.rows_running import running_rows, strangers
 from modelyard.verify.conformance.rows_start import RESTART_ROW, START_ROWS
 
 MACHINE = Machine(
@@ -161,6 +161,29 @@ def test_listeners_are_told_by_their_address(tmp_path: Path) -> None:
         }
         assert f"http://127.0.0.1:{not_listening.getsockname()[1]}" not in listeners(me)
     assert listeners(me) == frozenset()
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+def test_an_engine_s_own_ports_stay_on_loopback_and_are_claimed(claimed: bool) -> None:
+    beyond = {"http://0.0.0.0:1", "http://[::]:2", "http://192.0.2.1:3", "http://[::ffff:127.0.0.1]:4"}
+    loopback = {"http://127.0.0.1:5", "http://[::1]:6"}
+    found = strangers(frozenset(beyond | loopback), loopback_ports=claimed)
+    assert found == (beyond if claimed else beyond | loopback)
+
+
+def test_a_socket_that_others_can_reach_is_a_strangers(tmp_path: Path) -> None:
+    path = tmp_path / "own.sock"
+    with socket.socket(socket.AF_UNIX) as own:
+        own.bind(str(path))
+        address = frozenset({f"unix:{path}"})
+        path.chmod(0o700)
+        assert strangers(address, loopback_ports=False) == frozenset()
+        path.chmod(0o777)
+        tmp_path.chmod(0o755)
+        assert strangers(address, loopback_ports=False) == address
+        tmp_path.chmod(0o700)
+        assert strangers(address, loopback_ports=False) == frozenset()
+    assert strangers(frozenset({"unix:@abstract"}), loopback_ports=False) == {"unix:@abstract"}
 
 
 def test_the_page_about_the_kit_has_every_row_and_no_other() -> None:

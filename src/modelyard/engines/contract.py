@@ -40,9 +40,10 @@ class Conversion(Record):
 class Capabilities(Record):
     """What an engine can do. Sets are of the names used in artifacts and in the gateway's routes; `refused_fields` are
     request fields that it cannot honour; `metrics` are the fields of EngineMetrics that it reports; `load_progress`:
-    its log tells how far a load is; `machines` are the processor architectures that it runs on, each with the
-    instruction sets that it needs there, by the names that the hardware probe uses; `conversions` make its formats out
-    of others. What is claimed here is what the conformance kit tries."""
+    its log tells how far a load is; `loopback_ports`: its processes talk to each other over TCP ports on loopback,
+    which every user of the machine can reach; `machines` are the processor architectures that it runs on, each with
+    the instruction sets that it needs there, by the names that the hardware probe uses; `conversions` make its formats
+    out of others. What is claimed here is what the conformance kit tries."""
 
     formats: frozenset[str]
     architectures: frozenset[str]
@@ -54,6 +55,7 @@ class Capabilities(Record):
     refused_fields: frozenset[str] = frozenset()
     metrics: frozenset[str] = frozenset()
     load_progress: bool = False
+    loopback_ports: bool = False
     machines: dict[str, frozenset[str]] = msgspec.field(default_factory=any_machine)
     conversions: tuple[Conversion, ...] = ()
 

@@ -26,7 +26,7 @@ _REPEATED = "la la la la la la la la " * 8
 class Stream:
     """One streamed request under way: `events` are its data lines as they came, `status` is None before the head.
 
-    `ended` says how it ended: done (with [DONE]), cut, or left."""
+    `ended` says how it ended: done (with [DONE]), cut (also by an error event), or left."""
 
     began_at: float
     events: list[bytes] = field(default_factory=list[bytes])
@@ -127,7 +127,9 @@ class Running:
                     if line.startswith(b"data:"):
                         stream.events.append(line[5:].strip())
                         stream.moved.set()
-            stream.ended = "done" if stream.events[-1:] == [b"[DONE]"] else "cut"
+            # Some engines send [DONE] after an error too: the error event is what tells.
+            told = any(event.startswith(b'{"error"') for event in stream.events)
+            stream.ended = "done" if stream.events[-1:] == [b"[DONE]"] and not told else "cut"
         except asyncio.CancelledError:
             stream.ended = "left"
             raise

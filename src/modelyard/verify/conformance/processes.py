@@ -15,6 +15,7 @@ from pathlib import Path
 
 from modelyard.node.engine_process import GUARD_NAME
 
+_SHOWN = 48  # characters of a program that is given in the command line itself
 _LISTENING_TCP = "0A"
 _ACCEPTS_CONNECTIONS = 0x10000  # __SO_ACCEPTCON in the flags of /proc/net/unix
 
@@ -82,6 +83,8 @@ def _read(pid: int) -> tuple[Process, int] | None:
 def _program(words: list[str]) -> str:
     """The script or module that an interpreter runs, or the program itself: what tells an engine's processes apart."""
     for before, word in pairwise(words):
+        if before == "-c":
+            return word.strip()[:_SHOWN]
         if before == "-m" or word.endswith(".py"):
             return os.path.basename(word)
     return os.path.basename(words[0]) if words else ""

@@ -60,14 +60,23 @@ def _tells_no_cached_tokens(subject: Subject) -> str:
 
 
 async def _listeners(trial: Trial) -> Observation:
-    launched = trial.running.launched
-    found = listeners(await launched.processes())
-    others = {address for address in found - {launched.spec.address} if not _only_ours(address)}
+    launched, ports = trial.running.launched, trial.subject.engine.capabilities.loopback_ports
+    given, found = launched.spec.address, listeners(await launched.processes())
+    wrong = strangers(found - {given}, loopback_ports=ports)
+    of_its_own = sorted(found - wrong - {given})
     return Observation(
-        "only the given address; sockets of its own that only this user can reach",
-        ", ".join(sorted(_shown(address, launched.spec.address) for address in found)) or "nothing",
-        launched.spec.address in found and not others,
+        f"the given address{', ports on loopback' if ports else ''}, unix sockets that only this user can reach",
+        f"{'the given address' if given in found else 'not the given address'}, {len(of_its_own)} of its own"
+        + (f"; and {', '.join(sorted(wrong))}" if wrong else ""),
+        given in found and not wrong,
     )
+
+
+def strangers(addresses: frozenset[str], *, loopback_ports: bool) -> frozenset[str]:
+    """Those of an engine's own `addresses` that others than it and this user can reach: beyond this machine always,
+    ports on loopback unless the engine claims that it needs them."""
+    on_loopback = ("http://127.", "http://[::1]:") if loopback_ports else ()
+    return frozenset(one for one in addresses if not _only_ours(one) and not one.startswith(on_loopback))
 
 
 def _only_ours(address: str) -> bool:
@@ -81,10 +90,6 @@ def _only_ours(address: str) -> bool:
         return True  # unlinked: nobody can reach it any more
     everybody = stat.S_IRWXG | stat.S_IRWXO
     return socket_file.st_uid == os.getuid() and not (socket_file.st_mode & folder.st_mode & everybody)
-
-
-def _shown(address: str, given: str) -> str:
-    return "the given address" if address == given else address
 
 
 def running_rows(subject: Subject) -> tuple[Row, ...]:
@@ -105,7 +110,7 @@ _ROWS = (
     Row(
         "listeners",
         "it listens nowhere else",
-        "TCP: the given address alone; unix sockets: that, and what only this user can reach",
+        "the given address; unix sockets that only this user can reach; ports on loopback where it claims to need them",
         "bind the engine's own ports to unix sockets, or keep it in a network of its own",
         _listeners,
     ),
