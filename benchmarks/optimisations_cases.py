@@ -79,7 +79,6 @@ _EIGHT, _ONE_BY_ONE = Variant(max_in_flight=8), Variant(max_in_flight=1)
 _QUEUE = {"max_queued": 16}
 _CHUNKED, _WHOLE = {"max_batched_tokens": 128}, {"max_batched_tokens": CONTEXT_TOKENS}
 _CACHED, _UNCACHED = {"prefix_cache": True}, {"prefix_cache": False}
-_NO_SPECULATION = NotOffered("our adapter has no setting for it", "src/modelyard/engines/llamacpp.py")
 
 CASES: dict[EngineName, dict[Optimisation, Case | NotOffered]] = {
     "openvino": {
@@ -101,8 +100,8 @@ CASES: dict[EngineName, dict[Optimisation, Case | NotOffered]] = {
             Variant({"cache_type_k": "f16", "cache_type_v": "f16"}),
         ),
         "chunked prefill": Case(Variant(_CHUNKED), Variant(_WHOLE)),
-        "prompt lookup": _NO_SPECULATION,
-        "draft model": _NO_SPECULATION,
+        "prompt lookup": Case(Variant({"speculative_tokens": 5}), Variant()),
+        "draft model": Case(Variant({"speculative_tokens": 3}, draft=Draft("draft_model", "{path}")), Variant()),
     },
     "vllm": {
         "continuous batching": Case(_EIGHT, _ONE_BY_ONE),

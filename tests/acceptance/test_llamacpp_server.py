@@ -84,6 +84,8 @@ def start(
         "cache_type_v": "f16",
         "flash_attention": "on",
         "prefix_cache": True,
+        "speculative_tokens": 0,
+        "draft_model": "",
         "default_temperature": 1.0,
         "default_top_p": 1.0,
         **changes,

@@ -60,10 +60,11 @@ _SAID_ELSEWHERE = {
     "max_sequences": "limits.max_in_flight",
     "model_path": "model",
     "served_name": "name",
+    "draft_model": "speculative_tokens alone: no second model file passes the gate yet",
 }
 _MAX_SEQUENCES = 256
 _UNQUANTISED = ("f32", "f16", "bf16")
-_LEAST = {"threads": 1, "max_batched_tokens": 1, "max_queued": 0}
+_LEAST = {"threads": 1, "max_batched_tokens": 1, "max_queued": 0, "speculative_tokens": 0}
 _WAITING = "thread_waiting"
 _ONE_OF = {
     _WAITING: ("passive", "active"),
@@ -261,6 +262,12 @@ def _planned(room: Room) -> tuple[Setting, ...]:
             reason="what llama.cpp chooses itself on CPUs, pinned; a quantised V cache needs it",
         ),
         Setting(name="prefix_cache", value=True, reason="a repeated beginning of a prompt is not computed again"),
+        Setting(
+            name="speculative_tokens",
+            value=0,
+            reason="off: guessing ahead pays only where answers repeat their prompts",
+        ),
+        Setting(name="draft_model", value="", reason="none: what is guessed is looked up in the prompt and the answer"),
         Setting(name="default_temperature", value=1.0, reason="where a request names none: OpenAI's default"),
         Setting(name="default_top_p", value=1.0, reason="where a request names none: OpenAI's default"),
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 
 from program_config import (
     ConfigError,
+    check_draft,
     check_integers,
     check_model,
     check_numbers,
@@ -27,7 +28,9 @@ class ServerConfig:
     `address` is `unix:/path` or `127.0.0.1:port`. `context_tokens` bounds prompt plus output of one request; each of
     the `max_sequences` slots has KV cache for all of it, of `cache_type_k` and `cache_type_v`. `max_batched_tokens` is
     how many prompt tokens are computed in one step, the knob between prefill speed and the stall other streams see.
-    `default_temperature` and `default_top_p` hold where a request names none.
+    `speculative_tokens` are guessed ahead and verified in one step (0: none): by `draft_model`, a model file with the
+    same vocabulary, or, where that is empty, looked up in the prompt and the answer so far. `default_temperature` and
+    `default_top_p` hold where a request names none.
     """
 
     model_path: str
@@ -42,6 +45,8 @@ class ServerConfig:
     cache_type_v: str
     flash_attention: str
     prefix_cache: bool
+    speculative_tokens: int
+    draft_model: str
     default_temperature: float
     default_top_p: float
 
@@ -52,7 +57,14 @@ class ServerConfig:
         check_texts(values, "model_path", "served_name", "address")
         check_integers(
             values,
-            {"threads": 1, "max_batched_tokens": 1, "max_sequences": 1, "max_queued": 0, "context_tokens": 2},
+            {
+                "threads": 1,
+                "max_batched_tokens": 1,
+                "max_sequences": 1,
+                "max_queued": 0,
+                "context_tokens": 2,
+                "speculative_tokens": 0,
+            },
         )
         check_switches(values, "prefix_cache")
         check_numbers(values, {"default_temperature": 2.0, "default_top_p": 1.0})
@@ -66,4 +78,5 @@ class ServerConfig:
         if values["max_batched_tokens"] < values["max_sequences"]:
             raise ConfigError("max_batched_tokens must be at least max_sequences: each needs a token of every step")
         check_model(values["model_path"])
+        check_draft(values)
         return ServerConfig(**values)

@@ -20,6 +20,9 @@ from typing import Any
 from llamacpp_config import SOCKET, ServerConfig
 from parent_death import die_with_parent
 
+# How many tokens that were just written are looked for in what came before.
+LOOKUP_NGRAM_TOKENS = 3
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="The engine process; started by llamacpp_server.py.")
@@ -69,6 +72,7 @@ def parameters(xllamacpp: Any, config: ServerConfig) -> Any:
     attention = "ENABLED" if config.flash_attention == "on" else "DISABLED"
     params.flash_attn_type = xllamacpp.llama_flash_attn_type[f"LLAMA_FLASH_ATTN_TYPE_{attention}"]
     params.cache_prompt = config.prefix_cache
+    _speculation(xllamacpp, params.speculative, config)
     _sampling(xllamacpp, params.sampling, config)
     # Memory that nobody planned: up to 8 GiB of prompts of slots that others took over.
     params.cache_ram_mib = 0
@@ -82,6 +86,19 @@ def parameters(xllamacpp: Any, config: ServerConfig) -> Any:
     # Errors alone: warnings bring two lines with each prompt that it has cached, its default eight with each request.
     params.verbosity = 1
     return params
+
+
+def _speculation(xllamacpp: Any, speculative: Any, config: ServerConfig) -> None:
+    kinds = xllamacpp.common_speculative_type
+    if config.draft_model:
+        speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
+        draft = speculative.draft
+        draft.mparams.path, draft.n_max = config.draft_model, config.speculative_tokens
+        draft.cpuparams.n_threads = draft.cpuparams_batch.n_threads = config.threads
+    elif config.speculative_tokens:
+        speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
+        lookup = speculative.ngram_simple
+        lookup.size_n, lookup.size_m = LOOKUP_NGRAM_TOKENS, config.speculative_tokens
 
 
 def _sampling(xllamacpp: Any, sampling: Any, config: ServerConfig) -> None:
@@ -105,6 +122,7 @@ def effective(xllamacpp: Any, config: ServerConfig) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "built_for": xllamacpp.get_system_info().strip(),
         "build": xllamacpp.BUILD_INFO,
+        "lookup_ngram_tokens": LOOKUP_NGRAM_TOKENS,
         **asdict(config),
     }
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
 from program_config import (
     ConfigError,
+    check_draft,
     check_integers,
     check_model,
     check_numbers,
@@ -54,7 +54,9 @@ class ServerConfig:
         check_texts(values, "model_path", "served_name", "address")
         check_integers(values, _MINIMUM)
         check_switches(values, "prefix_cache")
-        _check_speculation(values)
+        check_draft(values)
+        if values["speculative_tokens"] and values["prefix_cache"]:
+            raise ConfigError("speculative_tokens wants prefix_cache false: a cached block might keep a rejected guess")
         if type(values["stall_s"]) not in (int, float) or not values["stall_s"] > 0:
             raise ConfigError("stall_s must be a number above 0")
         check_numbers(values, {"default_temperature": 2.0, "default_top_p": 1.0})
@@ -76,14 +78,3 @@ _MINIMUM = {
     "context_tokens": 2,
     "speculative_tokens": 0,
 }
-
-
-def _check_speculation(values: dict[str, Any]) -> None:
-    if not isinstance(values["draft_model"], str):
-        raise ConfigError("draft_model must be a path, or empty")
-    if values["draft_model"] and not values["speculative_tokens"]:
-        raise ConfigError("draft_model guesses nothing while speculative_tokens is 0")
-    if values["draft_model"] and not os.path.exists(values["draft_model"]):
-        raise ConfigError(f"draft_model {values['draft_model']} does not exist")
-    if values["speculative_tokens"] and values["prefix_cache"]:
-        raise ConfigError("speculative_tokens wants prefix_cache false: a cached block may hold a rejected guess")

@@ -56,3 +56,13 @@ def check_switches(values: Mapping[str, Any], *keys: str) -> None:
 def check_model(path: str) -> None:
     if not os.path.exists(path):
         raise ConfigError(f"model_path {path} does not exist")
+
+
+def check_draft(values: Mapping[str, Any]) -> None:
+    """`draft_model` is empty, or a file that guesses `speculative_tokens` at a time."""
+    if not isinstance(values["draft_model"], str):
+        raise ConfigError("draft_model must be a path, or empty")
+    if values["draft_model"] and not values["speculative_tokens"]:
+        raise ConfigError("draft_model guesses nothing while speculative_tokens is 0")
+    if values["draft_model"] and not os.path.exists(values["draft_model"]):
+        raise ConfigError(f"draft_model {values['draft_model']} does not exist")
