@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import ssl
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -116,7 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, *, with_body: bool) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.hub.asked.append(Asked(self.command, self.path, headers))
-        target = unquote(self.path.partition("?")[0])
+        # Whoever takes us for a proxy sends the whole URL.
+        target = unquote(re.sub(r"^http://[^/]+", "", self.path).partition("?")[0])
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/(.+)", target):
             self._listing(found[1], found[2])
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/(.+)", target):
@@ -289,11 +292,17 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(hub: Hub | None = None) -> Iterator[Hub]:
+def serving(hub: Hub | None = None, *, certificate: Path | None = None) -> Iterator[Hub]:
+    """Over TLS where there is a `certificate`: a PEM file with its key."""
     hub = hub or Hub()
     handler = type("Handler", (_Handler,), {"hub": hub})
     with _Server(("127.0.0.1", 0), handler) as server:
         hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+            hub.url = hub.url.replace("http:", "https:")
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:

@@ -371,6 +371,21 @@ async def test_more_than_the_seats_and_the_queue_is_turned_away_at_once(small: R
     await client.close()
 
 
+async def test_a_client_that_leaves_the_queue_is_never_begun(small: Running, eventually: Eventually) -> None:
+    wanted: dict[str, Any] = {"model": "smollm2", "prompt": "1, 2, 3,", "temperature": 0}
+    async with small.aclient() as staying:
+        seated = asyncio.create_task(staying.completions.create(**wanted, max_tokens=200))
+        await eventually(lambda: small.metric("requests_processing") == 1)
+        leaving = small.aclient()
+        queued = asyncio.create_task(leaving.completions.create(**wanted, max_tokens=5))
+        await eventually(lambda: small.metric("requests_deferred") == 1)
+        queued.cancel()
+        await leaving.close()
+        await eventually(lambda: small.metric("requests_deferred") == 0)
+        assert (await seated).usage.completion_tokens == 200
+    assert small.metric("tokens_predicted_total") == 200
+
+
 def health(server: Running) -> tuple[int, str]:
     """Status code and status; (0, "") while nothing listens."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)

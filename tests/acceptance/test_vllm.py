@@ -29,7 +29,7 @@ from modelyard.records.topology import Topology
 from modelyard.state import StateDirectory, open_state
 from yards import processes_of
 
-pytestmark = pytest.mark.acceptance
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(1200)]
 
 Eventually = Callable[..., Awaitable[Any]]
 STARTS_WITHIN_S = 600.0
@@ -91,7 +91,7 @@ def ranks_of(state: StateDirectory) -> dict[int, str]:
             parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-    found = {pid for pid, words in processes_of(state).items() if "vllm.entrypoints" in words and "shim" not in words}
+    found = {pid for pid, words in processes_of(state).items() if "vllm_server.py --model" in words}
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
     names = {pid: (Path("/proc") / str(pid) / "cmdline").read_bytes().strip(b"\0").decode() for pid in found}
@@ -191,7 +191,7 @@ async def test_a_killed_core_ends_the_engine_which_comes_back_proved(
 async def comes_back_after_the_death_of(name: str, state: StateDirectory, eventually: Eventually) -> None:
     """Every process of the launch ends with one of them, and another launch serves."""
     before, address = ranks_of(state), address_of(state)
-    victim = next(pid for pid, words in before.items() if name in words)
+    [victim] = [pid for pid, words in before.items() if name in words]
     os.kill(victim, signal.SIGKILL)
     await eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in before), within_s=60.0)
     await eventually(lambda: address_of(state) not in ("", address), within_s=STARTS_WITHIN_S)

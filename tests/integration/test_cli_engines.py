@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,20 @@ def test_the_price_is_told_first_and_the_result_last(command: Command, state: St
     assert build["build"] == "cpu" and build["installed"]["engine"] == "tiny" and build["disk_bytes"] > 100_000
     again = command("engines", "install", "tiny", check=True).out
     assert "to download" not in again
+
+
+async def test_interrupted_it_says_that_nothing_is_lost(
+    command: Command, counted: Counted, state: StateDirectory, eventually: Callable[..., Awaitable[object]]
+) -> None:
+    counted.held.add("tinydata-1.0-py3-none-any.whl")
+    child = command.start("engines", "install", "tiny")
+    await eventually(counted.half_way.is_set)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 130 and err == "error: interrupted\n"
+    assert "✗ 1/7 environment   interrupted" in out
+    assert "What was fetched whole is kept: the same command goes on from there." in out
+    assert [path for path in state.environments.iterdir() if path.is_dir()] == []
 
 
 def test_the_list_shows_builds_and_sizes(command: Command) -> None:

@@ -27,6 +27,7 @@ from modelyard.models.stored import StoredArtifact
 from modelyard.models.web import Patience
 from modelyard.settings import Settings, load
 from modelyard.state import StateDirectory, open_state
+from needs import needs_program
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
@@ -375,6 +376,45 @@ def test_a_disk_that_fills_up_meanwhile_is_told_as_such(
     monkeypatch.setattr(store_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=real("/").free))
     with pytest.raises(ModelyardError, match="cannot be written: No space left"):
         fetch(f"hf://{GGUFS}:Q8_0", state, settings)
+
+
+# --- the way there
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+def test_a_proxy_is_used_unless_the_host_needs_none(state: StateDirectory, tmp_path: Path, hub: Hub, name: str) -> None:
+    environ = {"HOME": str(tmp_path), "HF_ENDPOINT": "http://hub.invalid", name: hub.url}
+    with pytest.raises(FetchFailed, match=r"hub\.invalid is out of reach"):
+        fetch(f"hf://{GGUFS}:Q8_0", state, load(environ | {"NO_PROXY": "localhost,.invalid"}))
+    assert hub.asked == []
+    assert fetch(f"hf://{GGUFS}:Q8_0", state, load(environ)).sha256 == sha256(GGUF)
+    assert {asked.target.partition("/api")[0].partition("/someone")[0] for asked in hub.asked} == {"http://hub.invalid"}
+
+
+def test_a_proxy_that_is_not_there_is_named(state: StateDirectory, tmp_path: Path) -> None:
+    environ = {"HOME": str(tmp_path), "HF_ENDPOINT": "http://hub.invalid", "HTTP_PROXY": "http://127.0.0.1:9"}
+    with pytest.raises(FetchFailed, match="the proxy towards") as caught:
+        fetch(f"hf://{GGUFS}:Q8_0", state, load(environ))
+    assert "HTTPS_PROXY" in caught.value.hint
+
+
+def test_a_certificate_of_ones_own_is_trusted_when_it_is_named(state: StateDirectory, tmp_path: Path) -> None:
+    openssl = needs_program("openssl")
+    pem = tmp_path / "both.pem"
+    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    made = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *subject]
+    subprocess.run([*made, "-keyout", f"{pem}.key", "-out", f"{pem}.crt"], check=True, capture_output=True)
+    pem.write_bytes(Path(f"{pem}.key").read_bytes() + Path(f"{pem}.crt").read_bytes())
+    with serving(certificate=pem) as hub:
+        hub.add(GGUFS, {"Tiny-Chat-Q8_0.gguf": GGUF})
+        environ = {"HOME": str(tmp_path), "HF_ENDPOINT": hub.url}
+        with pytest.raises(FetchFailed, match="certificate that this machine does not trust") as caught:
+            fetch(f"hf://{GGUFS}:Q8_0", state, load(environ))
+        assert "MODELYARD_CA_FILE" in caught.value.hint
+        with pytest.raises(FetchFailed, match="the CA file /nonexistent cannot be used"):
+            fetch(f"hf://{GGUFS}:Q8_0", state, load(environ | {"MODELYARD_CA_FILE": "/nonexistent"}))
+        trusted = load(environ | {"MODELYARD_CA_FILE": f"{pem}.crt"})
+        assert fetch(f"hf://{GGUFS}:Q8_0", state, trusted).sha256 == sha256(GGUF)
 
 
 # --- servers that break, and servers that lie

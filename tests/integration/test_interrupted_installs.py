@@ -70,15 +70,28 @@ def processes_of_session(leader: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def killed(installer: subprocess.Popen[str]) -> None:
+    installer.kill()
+
+
+def interrupted(installer: subprocess.Popen[str]) -> None:
+    installer.send_signal(signal.SIGINT)
+
+
+def interrupted_by_a_terminal(installer: subprocess.Popen[str]) -> None:
+    """Ctrl-C reaches uv too."""
+    os.killpg(installer.pid, signal.SIGINT)
+
+
+@pytest.mark.parametrize("end", [killed, interrupted, interrupted_by_a_terminal])
 async def test_what_was_fetched_whole_is_not_fetched_again(
-    site: Site, index: Counted, number: signal.Signals, eventually: Eventually
+    site: Site, index: Counted, end: Callable[[subprocess.Popen[str]], None], eventually: Eventually
 ) -> None:
     index.held.add(SECOND)
     installer = site.start()
     await eventually(index.half_way.is_set)
     await eventually(lambda: all(fetched_into_the_cache(site, name) for name in ("tinymaths", "tinyengine")))
-    installer.send_signal(number)
+    end(installer)
     installer.wait()
     await eventually(lambda: processes_of_session(installer.pid) == [], what="its uv ends with it")
     assert installer.stdout is not None

@@ -117,6 +117,7 @@ def test_the_deployment_file_keeps_its_comments(
     lines = (tmp_path / "packed" / "modelyard.yaml").read_text().splitlines()
     assert lines[0] == "# Kept as its author wrote it."
     assert lines[3] == "  - name: first   # the first"
+    assert lines[-1] == "    model: hf://someone/Tiny-Chat", "what need not change is as it was"
 
 
 def test_a_pack_holds_each_content_once(state: StateDirectory, settings: Settings, file: Path, tmp_path: Path) -> None:

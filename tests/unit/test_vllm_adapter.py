@@ -196,7 +196,7 @@ def test_a_plan_for_three_ranks_has_them_and_one_for_two_is_refused() -> None:
     [
         ("BF16", ("avx2",), "x86_64", None),
         ("BF16", (), "aarch64", None),
-        ("BF16", ("avx",), "x86_64", "runs BF16 with AVX2 instructions only"),
+        ("BF16", ("avx",), "x86_64", "needs a processor with avx2"),
         ("compressed-tensors int-quantized", ("avx2",), "x86_64", None),
         ("compressed-tensors pack-quantized", ("avx2",), "x86_64", "with AVX512F instructions only"),
         ("compressed-tensors pack-quantized", ("avx2", "avx512f"), "x86_64", None),
@@ -303,6 +303,19 @@ def test_metrics_are_read_under_the_engines_own_names() -> None:
 
 def test_what_the_engine_does_not_say_stays_absent() -> None:
     assert ENGINE.read_metrics("") == EngineMetrics()
+
+
+@pytest.mark.parametrize(
+    ("weight_bytes", "context_tokens", "ranks", "measured_gb"),
+    [(269_030_016, 8192, 1, 2.16), (906_247_296, 2048, 1, 2.99), (269_030_016, 2048, 3, 3.05)],
+)
+def test_the_memory_that_was_measured_lies_in_the_predicted_interval(
+    weight_bytes: int, context_tokens: int, ranks: int, measured_gb: float
+) -> None:
+    card = msgspec.structs.replace(SMOLLM2, weight_bytes={"BF16": weight_bytes})
+    foot = ENGINE.footprint_of_ranks(card, context_tokens, ranks)
+    assert foot.memory_low_bytes < measured_gb * 1e9 < foot.memory_high_bytes
+    assert abs(foot.memory_bytes / (measured_gb * 1e9) - 1) < 0.1
 
 
 def test_kv_bytes_are_of_sixteen_bits() -> None:
@@ -429,7 +442,7 @@ def test_an_end_without_known_words_is_named_by_how_it_ended(
         ),
         (
             "(EngineCore pid=7) ERROR 11-25 11:06:08 [multiproc_executor.py:316] Worker proc VllmWorker-1 died "
-            "unexpectedly (exit code: -9), shutting down executor.",
+            "unexpectedly (exit code: None), shutting down executor.\nRuntimeError: Executor failed.",
             "VllmWorker-1",
         ),
     ],
@@ -439,9 +452,10 @@ def test_a_lost_process_is_named_unless_somebody_knows_why(line: str, process: s
         "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. See stack trace (above) for "
     )
     complaint += "the root cause."
-    lost = ENGINE.explain_failure(ExitReport(code=0, signal=None, out_of_memory=False, tail=(line, complaint)))
+    tail = (*line.splitlines(), complaint)
+    lost = ENGINE.explain_failure(ExitReport(code=0, signal=None, out_of_memory=False, tail=tail))
     assert (lost.kind, lost.permanent) == ("killed", False)
-    assert lost.cause == f"its process {process} was ended from outside"
+    assert lost.cause == f"its process {process} died: killed, or crashed in native code"
     tail = (line, "(EngineCore pid=7) ERROR 11-25 11:06:08 [core.py:9] IndexError: list index out of range", complaint)
     known = ENGINE.explain_failure(ExitReport(code=0, signal=None, out_of_memory=False, tail=tail))
     assert (known.kind, known.cause) == ("crashed", "exit code 0: IndexError: list index out of range")

@@ -31,6 +31,7 @@ from modelyard.node.diagnosis import Diagnosis, examine, repair
 from modelyard.node.environments import ensure, folder_of, list_environments, sweep
 from modelyard.node.environments import remove as remove_environment
 from modelyard.node.making import InstallProgress, OnProgress
+from modelyard.settings import Settings
 from modelyard.state import StateDirectory
 
 app = typer.Typer(help="Which engines there are, what they can do, and their environments.", no_args_is_help=True)
@@ -78,13 +79,11 @@ def install(
     if requirements.packages and _installed(requirements, name, state) is None:
         say(price(name, requirements, state))
         _agree(requirements, yes=yes)
-    with SevenSteps(name, OUT, as_json=False).step("environment") as step:
-
-        def heard(progress: InstallProgress) -> None:
-            step.advance(progress.text, progress.fraction)
-
-        made = ensure(requirements, name, state, settings.index, heard, environ=settings.environ)
-        step.result = f"{name} {made.version} ({made.build}) in {made.root}"
+    try:
+        made = _make(requirements, name, state, settings)
+    except KeyboardInterrupt:
+        say("What was fetched whole is kept: the same command goes on from there.")
+        raise
     OUT.quiet = False
     if json:
         print_json(made)
@@ -132,6 +131,17 @@ def doctor(
         if any(_requirements(one.installed, state) is None for one in seen if not one.whole):
             hint = f"modelyard engines remove {broken[0]}   (another version made it; install it again)"
         raise EnvironmentFailed(f"not as it was installed: {', '.join(broken)}", hint=hint)
+
+
+def _make(requirements: Requirements, name: str, state: StateDirectory, settings: Settings) -> Installed:
+    with SevenSteps(name, OUT, as_json=False).step("environment") as step:
+
+        def heard(progress: InstallProgress) -> None:
+            step.advance(progress.text, progress.fraction)
+
+        made = ensure(requirements, name, state, settings.index, heard, environ=settings.environ)
+        step.result = f"{name} {made.version} ({made.build}) in {made.root}"
+    return made
 
 
 def _examined(one: Installed, state: StateDirectory, *, mend: bool) -> Diagnosis:

@@ -81,7 +81,11 @@ class Packing:
     def run(self, chosen: Sequence[Chosen], file: Path | None, out: Path) -> tuple[Pack, str]:
         """The manifest that was written to `out`, and its hash. `file` is the deployment file, if there is one."""
         models = [self._model(one) for one in chosen]
-        text = with_models(file, models) if file is not None else _minimal(chosen[0].deployment, models[0])
+        if file is None:
+            text = _minimal(chosen[0].deployment, models[0])
+        else:
+            changed = [new if new != one.deployment.model else None for new, one in zip(models, chosen, strict=True)]
+            text = with_models(file, changed)
         self._add(DEPLOYMENT, text.encode())
         engines = {one.engine: self._requirements(one.engine) for one in chosen}
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:

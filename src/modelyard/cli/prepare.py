@@ -45,7 +45,7 @@ def prepare(deployment: Deployment, state: StateDirectory, settings: Settings, s
     """Steps 1 to 4. Raises what stands in the way, in its own words."""
     with steps.step("environment") as step:
         machine = probe()
-        early = _known_before_the_model(deployment)
+        early = known_before_the_model(deployment)
         installed = _install(early, machine, state, settings, step) if early is not None else None
         engine_text = f"{installed.engine} {installed.version}" if installed is not None else "the model decides"
         step.result = f"{machine.cores} cores, {show(machine.memory_bytes)} · {engine_text}"
@@ -88,7 +88,7 @@ def look(deployment: Deployment, state: StateDirectory, settings: Settings, step
     return Prepared(machine, artifact, card, planned)
 
 
-def _known_before_the_model(deployment: Deployment) -> Engine | None:
+def known_before_the_model(deployment: Deployment) -> Engine | None:
     """The engine that was named, or the preferred one of those that take what the model's name promises; None where
     that would be a guess: an environment may take gigabytes."""
     if deployment.engine != "auto":

@@ -23,7 +23,7 @@ from modelyard.engines.llamacpp_architectures import ARCHITECTURES
 from modelyard.engines.llamacpp_failures import explain
 from modelyard.engines.locks import shipped
 from modelyard.engines.prometheus_text import parse, total
-from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue, check_setting
+from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue, check_setting, settled
 from modelyard.hardware.builds import BuildNeeds
 from modelyard.models.card import Card
 from modelyard.models.ggml_types import TENSOR_TYPES
@@ -196,15 +196,14 @@ class LlamaCpp:
     def settings(
         self, room: Room, overrides: Mapping[str, SettingValue], recommended: Mapping[str, SettingValue]
     ) -> tuple[Setting, ...]:
-        planned = {setting.name: setting for setting in _planned(room)}
-        for name in planned.keys() & recommended.keys():
-            planned[name] = Setting(name=name, value=recommended[name], reason="the model's authors recommend it")
-        for name, value in overrides.items():
-            check_setting(name, value, planned, said_elsewhere=_SAID_ELSEWHERE, least=_LEAST)
-            _check_choice(name, value)
-            planned[name] = Setting(name=name, value=value, reason="the operator's setting")
-        _check_together(planned)
-        return tuple(planned.values())
+        settings = settled(_planned(room), recommended, overrides, _check)
+        _check_together(settings)
+        return tuple(settings.values())
+
+
+def _check(name: str, value: SettingValue, planned: Mapping[str, Setting]) -> None:
+    check_setting(name, value, planned, said_elsewhere=_SAID_ELSEWHERE, least=_LEAST)
+    _check_choice(name, value)
 
 
 def _check_together(settings: Mapping[str, Setting]) -> None:

@@ -22,7 +22,7 @@ from modelyard.engines.contract import (
 from modelyard.engines.locks import shipped
 from modelyard.engines.openvino_failures import explain
 from modelyard.engines.own_metrics import OWN_METRICS, read_own_metrics
-from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue, check_setting
+from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue, check_setting, settled
 from modelyard.hardware.builds import BuildNeeds
 from modelyard.models.card import Card
 from modelyard.records.plan import ReplicaPlan, Setting
@@ -204,20 +204,19 @@ class OpenVino:
     def settings(
         self, room: Room, overrides: Mapping[str, SettingValue], recommended: Mapping[str, SettingValue]
     ) -> tuple[Setting, ...]:
-        planned = {setting.name: setting for setting in _planned(room)}
-        for name in planned.keys() & recommended.keys():
-            planned[name] = Setting(name=name, value=recommended[name], reason="the model's authors recommend it")
-        for name, value in overrides.items():
-            # OpenVINO itself refuses a property that it does not know; our own settings are checked here.
-            if name in _SAID_ELSEWHERE or not _PROPERTY.fullmatch(name):
-                check_setting(name, value, planned, said_elsewhere=_SAID_ELSEWHERE, least=_LEAST)
-            planned[name] = Setting(name=name, value=value, reason="the operator's setting")
+        planned = settled(_planned(room), recommended, overrides, _check)
         if planned["speculative_tokens"].value and planned["prefix_cache"].value:
             raise BadSetting(
                 "speculative_tokens and prefix_cache exclude each other: a cached block might keep a rejected guess",
                 "set prefix_cache: false beside it",
             )
         return tuple(planned.values())
+
+
+def _check(name: str, value: SettingValue, planned: Mapping[str, Setting]) -> None:
+    """OpenVINO itself refuses a property that it does not know; our own settings are checked here."""
+    if name in _SAID_ELSEWHERE or not _PROPERTY.fullmatch(name):
+        check_setting(name, value, planned, said_elsewhere=_SAID_ELSEWHERE, least=_LEAST)
 
 
 def _planned(room: Room) -> tuple[Setting, ...]:

@@ -5,7 +5,7 @@ An engine that manages memory of its own fulfils `Sized` beside `Engine`; one th
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
 from modelyard.hardware.machine import Machine
@@ -101,6 +101,23 @@ class Grouped(Protocol):
         ...
 
 
+def settled(
+    planned: Iterable[Setting],
+    recommended: Mapping[str, SettingValue],
+    overrides: Mapping[str, SettingValue],
+    check: Callable[[str, SettingValue, Mapping[str, Setting]], None],
+) -> dict[str, Setting]:
+    """Settings by name: what was planned, what the model's authors recommend in its place, and the operator's in place
+    of both. `check` gets each of the operator's values beside what it replaces, and raises BadSetting."""
+    settings = {setting.name: setting for setting in planned}
+    for name in settings.keys() & recommended.keys():
+        settings[name] = Setting(name=name, value=recommended[name], reason="the model's authors recommend it")
+    for name, value in overrides.items():
+        check(name, value, settings)
+        settings[name] = Setting(name=name, value=value, reason="the operator's setting")
+    return settings
+
+
 def check_setting(
     name: str,
     value: SettingValue,
@@ -108,17 +125,19 @@ def check_setting(
     *,
     said_elsewhere: Mapping[str, str],
     least: Mapping[str, int],
+    beside: str = "",
 ) -> None:
     """Whether an operator may give `name` this value in place of the planned one. Raises BadSetting: for a setting that
     does not exist, for one whose number the deployment states elsewhere (`said_elsewhere` says where: two places would
-    contradict each other some day), for another type, and below the `least` value."""
+    contradict each other some day), for another type, and below the `least` value. `beside` ends the list of what there
+    is."""
     if name in said_elsewhere:
         raise BadSetting(f"{name} is not set under settings", f"use {said_elsewhere[name]}")
     if name not in planned:
         close = difflib.get_close_matches(name, planned, n=1)
         ours = ", ".join(sorted(key for key in planned if key not in said_elsewhere))
         raise BadSetting(
-            f"{name} is no setting of this engine", f"did you mean {close[0]}?" if close else f"use {ours}"
+            f"{name} is no setting of this engine", f"did you mean {close[0]}?" if close else f"use {ours}{beside}"
         )
     wanted = planned[name].value
     if type(value) is not type(wanted) and not (type(value) is int and isinstance(wanted, float)):

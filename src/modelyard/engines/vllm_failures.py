@@ -129,10 +129,11 @@ _KNOWN = (
 )
 # Who lost another process, and had nothing to say of it himself.
 _LOST = (
-    (r"Worker proc (\S+) died unexpectedly", r"its process \1 was ended from outside"),
-    (r"engine core exited unexpectedly", "its process EngineCore was ended from outside"),
+    (r"Worker proc (\S+) died unexpectedly", r"its process \1 died: killed, or crashed in native code"),
+    (r"engine core exited unexpectedly", "its process EngineCore died: killed, or crashed in native code"),
 )
-_LOST_FIX = "find out who did (often the kernel, for lack of memory); it is started again"
+_LOST_FIX = "see whether the kernel did it for lack of memory; it is started again"
+_COMPLAINTS = ("root cause", "background process", "Executor failed")
 
 
 def explain(exit: ExitReport) -> Failure:
@@ -172,7 +173,7 @@ def _by_ending(exit: ExitReport) -> Failure:
 def _causes(tail: tuple[str, ...]) -> list[str]:
     """Exceptions that are not mere complaints about another process."""
     errors = [bare for line in tail if re.match(r"[\w.]*(?:Error|Exception)\b: ", bare := _bare(line))]
-    return [error for error in errors if "root cause" not in error and "background process" not in error]
+    return [error for error in errors if not any(words in error for words in _COMPLAINTS)]
 
 
 def _last_words(tail: tuple[str, ...]) -> list[str]:

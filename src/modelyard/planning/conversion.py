@@ -10,7 +10,7 @@ import msgspec
 from modelyard.engines.contract import Conversion, Engine
 from modelyard.hardware.machine import Machine
 from modelyard.models.card import Card
-from modelyard.planning.plan import unfit
+from modelyard.planning.suitability import unfit
 from modelyard.records.plan import Artifact
 from modelyard.spec.deployment import Deployment
 

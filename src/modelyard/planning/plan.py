@@ -6,12 +6,13 @@ from collections.abc import Iterable
 
 import msgspec
 
-from modelyard.engines.contract import Capabilities, Engine
-from modelyard.engines.sizing import BadSetting, Grouped, Particular, Room, Sized
+from modelyard.engines.contract import Engine
+from modelyard.engines.sizing import BadSetting, Grouped, Room, Sized
 from modelyard.errors import CannotPlan
 from modelyard.hardware.machine import Machine
 from modelyard.models.card import Card
 from modelyard.planning.memory import Budget, Need, divide
+from modelyard.planning.suitability import asked_for, unfit
 from modelyard.records.plan import Artifact, Plan, Prediction, Rejected, ReplicaPlan, Setting
 from modelyard.spec.deployment import Deployment
 from modelyard.spec.sizes import show
@@ -22,8 +23,6 @@ MEMORY = "memory of one replica, KV cache full"
 _STARTUP_SLACK, _STARTUP_LEAST_S = 4.0, 120.0
 # For engines that bring no numbers of their own.
 _PLAIN_CONTEXT_TOKENS, _PLAIN_SEQUENCES = 4096, 8
-# Names in one sentence: llama.cpp alone knows over a hundred architectures.
-_LISTED = 6
 
 
 def plan(
@@ -61,51 +60,6 @@ def plan(
     return msgspec.structs.replace(chosen, rejected=(*rejected, *chosen.rejected))
 
 
-def unfit(
-    engine: Engine, deployment: Deployment, artifact: Artifact, card: Card | None, machine: Machine
-) -> str | None:
-    """Why this engine cannot serve the artifact here, whatever the memory; None where it can."""
-    can = engine.capabilities
-    if deployment.engine not in ("auto", engine.name):
-        return _asked_for(deployment.engine)
-    if (reason := not_on(engine, machine)) is not None:
-        return reason
-    if artifact.format not in can.formats:
-        return f"serves {', '.join(sorted(can.formats))}, not {artifact.format}" + _cannot_convert(can, artifact, card)
-    if card is not None and card.architecture not in can.architectures:
-        return f"serves {_listed(can.architectures)}, not {card.architecture}"
-    if card is None:
-        return None
-    reason = engine.unfit(card) if isinstance(engine, Sized) else None
-    if reason is None and isinstance(engine, Particular):
-        reason = engine.unfit_on(machine, card)
-    return reason
-
-
-def _cannot_convert(can: Capabilities, artifact: Artifact, card: Card | None) -> str:
-    """What planning.conversion went through before it gave up, for the message."""
-    known = next((one for one in can.conversions if one.source == artifact.format), None)
-    if known is None or card is None or card.architecture in known.architectures:
-        return ""
-    return f" (it converts {_listed(known.architectures)}, not {card.architecture})"
-
-
-def not_on(engine: Engine, machine: Machine) -> str | None:
-    """Why this engine does not run on such a machine at all; None where it does."""
-    machines = engine.capabilities.machines
-    if machine.arch not in machines:
-        return f"runs on {_listed(machines)}, not on {machine.arch}"
-    missing = machines[machine.arch] - set(machine.isa)
-    return f"needs a processor with {_listed(missing)}" if missing else None
-
-
-def _listed(names: Iterable[str]) -> str:
-    """All of a few, the beginning of many."""
-    first, *others = sorted(names)
-    shown = ", ".join((first, *others[: _LISTED - 1]))
-    return f"{shown} and {len(others) + 1 - _LISTED} more" if len(others) >= _LISTED else shown
-
-
 def _second_to(chosen: Plan, other: Plan) -> str:
     """Both would do: the order of preference decides, and what the other one would take is told."""
     memory = next((one for one in other.predictions if one.what == MEMORY), None)
@@ -117,7 +71,7 @@ def _why_none(
     deployment: Deployment, artifact: Artifact, rejected: list[Rejected], failed: list[tuple[Engine, CannotPlan]]
 ) -> CannotPlan:
     """Where an engine could serve it but nothing fits, the preferred such engine tells what to change."""
-    asked_for_another = _asked_for(deployment.engine)
+    asked_for_another = asked_for(deployment.engine)
     reasons = {one.what.removeprefix("engine "): one.reason for one in rejected if one.reason != asked_for_another}
     if failed:
         engine, error = failed[0]
@@ -129,10 +83,6 @@ def _why_none(
         f"no engine can serve {artifact.name} ({why})",
         hint=hint if deployment.engine == "auto" else f"{hint}, or let `engine: auto` choose",
     )
-
-
-def _asked_for(engine: str) -> str:
-    return f"the deployment asks for {engine}"
 
 
 def _planned(

@@ -18,10 +18,11 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import http1
@@ -32,6 +33,7 @@ from llamacpp_config import SOCKET, ServerConfig
 from openai_wire import model_list
 from program_config import ConfigError
 
+_DEFERRED = re.compile(r"^(llamacpp:requests_deferred )\d+$", re.MULTILINE)
 _LOST = "the engine broke off this answer; try again"
 
 
@@ -41,7 +43,8 @@ class Server:
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._started = int(time.time())
-        self._in_flight = 0
+        self._slots = asyncio.Semaphore(config.max_sequences)
+        self._in_flight = self._waiting = 0
         self._tools = False
         self.effective: dict[str, Any] | None = None
         self.stopping = asyncio.Event()
@@ -95,8 +98,10 @@ class Server:
         reply.json(200, self.effective)
 
     async def _metrics(self, request: Request, reply: Reply) -> None:
+        """llama.cpp's own, but for the requests that wait: they wait here."""
         status, text = await self._engines_metrics()
-        reply.text(status, text.decode(), "text/plain; version=0.0.4; charset=utf-8")
+        shown = _DEFERRED.sub(rf"\g<1>{self._waiting}", text.decode())
+        reply.text(status, shown, "text/plain; version=0.0.4; charset=utf-8")
 
     async def _engines_metrics(self) -> tuple[int, bytes]:
         async with upstream.ask(SOCKET, "GET", "/metrics") as answer:
@@ -112,12 +117,25 @@ class Server:
             raise BadRequest("the engine's queue is full", status=503, code="queue_full", retry_after_s=1)
         self._in_flight += 1
         try:
-            async with upstream.ask(SOCKET, "POST", ask.path, ask.body) as answer:
+            async with self._slot(), upstream.ask(SOCKET, "POST", ask.path, ask.body) as answer:
                 if answer.status != 200:
                     raise wire.refusal(answer.status, await answer.body())
                 await (_relay(ask, answer, reply) if ask.stream else _put_together(ask, answer, reply))
         finally:
             self._in_flight -= 1
+
+    @contextlib.asynccontextmanager
+    async def _slot(self) -> AsyncGenerator[None]:
+        """A place in the engine. In its own queue a request would stay there, and be begun, after its client left."""
+        self._waiting += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._slots.release()
 
 
 async def _relay(ask: wire.Ask, answer: upstream.Answer, reply: Reply) -> None:

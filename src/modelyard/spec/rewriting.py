@@ -9,8 +9,8 @@ from pathlib import Path
 from modelyard.spec import yaml_tree
 
 
-def with_models(path: Path, models: Sequence[str]) -> str:
-    """The text of the file at `path`, in which the deployments, in their order, have these `models`.
+def with_models(path: Path, models: Sequence[str | None]) -> str:
+    """The text of the file at `path`, in which the deployments, in their order, have these `models`; None leaves one.
 
     Raises SpecError as reading it does."""
     document = yaml_tree.read(path)
@@ -18,6 +18,8 @@ def with_models(path: Path, models: Sequence[str]) -> str:
     several = ("deployments",) in document.lines
     replaced: list[tuple[tuple[int, int], str]] = []
     for at, model in enumerate(models):
+        if model is None:
+            continue
         steps: yaml_tree.Steps = ("deployments", at, "model") if several else ("model",)
         replaced.append((document.spans[steps], json.dumps(model, ensure_ascii=False)))
     for (begin, end), value in sorted(replaced, reverse=True):
