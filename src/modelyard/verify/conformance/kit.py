@@ -24,7 +24,7 @@ from modelyard.verify.conformance.subject import Subject
 
 Part = Literal["plan", "first launch", "again", "refused"]
 PARTS: tuple[Part, ...] = ("plan", "first launch", "again", "refused")
-_TAIL_LINES = 50
+_TAIL_LINES = 30
 
 
 async def run(
@@ -81,8 +81,9 @@ class _Kit:
             outcome = await judge(row, self._trial)
             self.outcomes.append(outcome)
             self._on_outcome(outcome)
-            if outcome.verdict == "red" and not self.tail and self._trial.stand.launches:
-                self.tail = tuple(self._trial.stand.launches[-1].lines)[-_TAIL_LINES:]
+            if outcome.verdict == "red" and self._trial.stand.launches:
+                launched = self._trial.stand.launches[-1]
+                self.tail += (f"--- {row.name}, launch {launched.number} ---", *tuple(launched.lines)[-_TAIL_LINES:])
 
     async def first_launch(self) -> None:
         await self.ask(START_ROWS)

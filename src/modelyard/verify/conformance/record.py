@@ -30,8 +30,8 @@ class Outcome(Record):
 
 
 class Conformance(Record, tag_field="schema", tag="conformance/v1"):
-    """One run of the kit. `at` is Unix seconds; `effective` is the configuration that ran; `tail` has the last log
-    lines of the launch at which the first red row was seen, and is empty where none was."""
+    """One run of the kit. `at` is Unix seconds; `effective` is the configuration that ran; `tail` has for each red row
+    the last log lines of its launch, under a line that names both."""
 
     engine: str
     version: str
