@@ -132,7 +132,8 @@ def _converted(
     step: Current,
 ) -> tuple[Artifact, Card | None]:
     """The artifact that the engine serves. It is planned before it is made: what does not fit is not made."""
-    plan(deployment, need.artifact, need.card, machine, (need.engine,))
+    claimed_bytes = _claimed(deployment, state)
+    plan(deployment, need.artifact, need.card, machine, (need.engine,), claimed_bytes=claimed_bytes)
     installed = _install(need.engine, machine, state, settings, step)
 
     def heard(what: str, done: int, total: int | None) -> None:
