@@ -464,3 +464,15 @@ def test_a_lost_process_is_named_unless_somebody_knows_why(line: str, process: s
 def test_a_silent_end_is_named_too() -> None:
     failure = ENGINE.explain_failure(ExitReport(code=3, signal=None, out_of_memory=False, tail=()))
     assert "no word in its log" in failure.cause
+
+
+def test_a_draft_model_that_no_gate_has_seen_is_refused_and_guessing_without_one_is_not() -> None:
+    def planned_with(config: str) -> object:
+        deployment = Deployment(name="d", model="m", engine="vllm", settings={"--speculative-config": config})
+        return plan(deployment, FOLDER, SMOLLM2, MACHINE, (ENGINE,)).replicas[0].setting("--speculative-config")
+
+    ngram = '{"method": "ngram", "num_speculative_tokens": 5}'
+    assert planned_with(ngram) == ngram
+    with pytest.raises(CannotPlan, match="names a model") as caught:
+        planned_with('{"method": "draft_model", "model": "/elsewhere", "num_speculative_tokens": 3}')
+    assert "ngram" in caught.value.hint

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 from modelyard.engines import prometheus_text
 from modelyard.engines.contract import (
@@ -398,10 +399,23 @@ def _planned(room: Room) -> tuple[Setting, ...]:
     )
 
 
+def _keys(value: SettingValue) -> set[str]:
+    """Of a JSON object; what is none is vLLM's to refuse."""
+    try:
+        found: object = json.loads(str(value))
+    except ValueError:
+        return set()
+    return set(cast("dict[str, object]", found)) if isinstance(found, dict) else set()
+
+
 def _check(name: str, value: SettingValue, planned: Mapping[str, Setting]) -> None:
     """vLLM itself refuses a flag that it does not know; our own settings are checked here."""
     if name in _OURS:
         raise BadSetting(f"{name} is not the operator's to set", "leave it out: Modelyard decides where engines listen")
+    if name == "--speculative-config" and "model" in _keys(value):
+        raise BadSetting(
+            f"{name} names a model", "use a method without one, such as ngram: no second model passes the gate yet"
+        )
     if _FLAG.fullmatch(name) and name not in _SAID_ELSEWHERE:
         return
     check_setting(name, value, planned, said_elsewhere=_SAID_ELSEWHERE, least=_LEAST, beside=", or a --flag")
