@@ -149,6 +149,46 @@ def test_a_stream_without_the_end_marker_is_not_complete(tmp_path: Path) -> None
     assert [record.outcome for record in world.records()] == ["truncated"]
 
 
+ERROR_EVENT = b'data: {"error":{"message":"EngineCore encountered an issue","type":"InternalServerError"}}\n\n'
+
+
+@pytest.mark.parametrize("said", [(ERROR_EVENT, DONE), (ERROR_EVENT,)], ids=["and then [DONE]", "and nothing more"])
+@pytest.mark.parametrize("together", [True, False], ids=["in one chunk", "a chunk each"])
+def test_an_error_that_an_engine_reports_in_its_stream_is_never_a_complete_answer(
+    tmp_path: Path, said: tuple[bytes, ...], together: bool
+) -> None:
+    world = World(tmp_path)
+    chunks = [b"".join(said)] if together else list(said)
+    received = relay(world, [STREAM_HEAD + chunked(EVENTS[0]), chunked(*chunks) + LAST_CHUNK])
+    [(status, _, got)] = split_responses(received)
+    [record] = world.records()
+    assert status == 200 and got.startswith(EVENTS[0])
+    assert b"[DONE]" not in got and b'"code":"truncated"' in got
+    assert (record.outcome, record.error) == ("truncated", "the engine reported an error in the middle of its answer")
+
+
+def test_an_error_before_the_first_token_is_a_plain_error(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    [(status, headers, _)] = split_responses(relay(world, [STREAM_HEAD + chunked(ERROR_EVENT, DONE) + LAST_CHUNK]))
+    assert status == 503 and int(headers["retry-after"]) > 0
+    assert world.records()[0].outcome == "upstream_failed"
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        b'data: {"error":null,"choices":[{"delta":{"content":"a"}}]}\n\n',
+        b'data: {"choices":[{"delta":{"content":"say {\\"error\\": 1}"}}]}\n\n',
+        b'data: {"choices":[{"delta":{"tool_calls":[{"error":"x"}]}}]}\n\n',
+    ],
+)
+def test_what_only_looks_like_an_error_passes(tmp_path: Path, harmless: bytes) -> None:
+    world = World(tmp_path)
+    [(status, _, got)] = split_responses(relay(world, [STREAM_HEAD + chunked(harmless, DONE) + LAST_CHUNK]))
+    assert (status, got) == (200, harmless + DONE)
+    assert world.records()[0].outcome == "complete"
+
+
 def test_a_client_of_http_1_0_gets_events_without_chunks_and_the_end_of_the_connection(tmp_path: Path) -> None:
     world = World(tmp_path)
     client, to_client = world.client()

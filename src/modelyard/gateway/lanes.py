@@ -6,11 +6,15 @@ the journal comes first."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from modelyard.gateway.limits import WIRE
 
 _USAGE = b'"usage"'
+# How an event begins that tells of a failure. Inside a JSON string quotes are escaped: no text of a model looks so.
+_ERROR = b'{"error"'
 _END_OF_EVENT = b"\n\n"
 _DONE = (b"data: [DONE]", b"data:[DONE]")
 
@@ -37,11 +41,16 @@ class _Event(msgspec.Struct):
     choices: list[msgspec.Raw] | None = None
 
 
+class _ErrorEvent(msgspec.Struct):
+    error: Any = None
+
+
 class _Answer(msgspec.Struct):
     usage: Usage | None = None
 
 
 _decode_event = msgspec.json.Decoder(_Event).decode
+_decode_error = msgspec.json.Decoder(_ErrorEvent).decode
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 
 
@@ -75,7 +84,7 @@ class RawLane:
 
     def passes(self, raw: bytes) -> bool:
         """Whether `raw`, which is one whole chunk that ends an event, may reach the client as it is."""
-        if self._held or not self._chunked or _has_usage(raw):
+        if self._held or not self._chunked or _has_usage(raw) or _ERROR in raw:
             return False
         self.events += 1
         self._last = raw
@@ -89,7 +98,7 @@ class RawLane:
         self.events += len(pieces)
         if not pieces:
             return self._finish() if done else b""
-        if not raw or self._held or not self._chunked or done or _has_usage(raw):
+        if not raw or self._held or not self._chunked or done or _has_usage(raw) or _ERROR in raw:
             return self._rewrite(b"".join(pieces), done)
         for piece in pieces:
             if not piece.endswith(_END_OF_EVENT):
@@ -113,6 +122,8 @@ class RawLane:
         out = body[:end]
         if out:
             self._last = out
+        if _ERROR in out:
+            _refuse_errors(out)
         if _has_usage(out):
             out = b"".join(event + _END_OF_EVENT for event in out[:-2].split(_END_OF_EVENT) if self._keep(event))
         framed = chunk(out) if out and self._chunked else out
@@ -130,6 +141,21 @@ class RawLane:
             return True
         self.usage = parsed.usage
         return bool(parsed.choices) or self._usage_asked
+
+
+def _refuse_errors(events: bytes) -> None:
+    """An engine that fails in the middle says so in an event, and some then end the stream as if it were whole (vLLM,
+    when its core dies, with a [DONE]). Raises BrokenStream."""
+    for event in events.split(_END_OF_EVENT):
+        data = event.removeprefix(b"data:").lstrip()
+        if not data.startswith(_ERROR):
+            continue
+        try:
+            error = _decode_error(data).error
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            continue
+        if error is not None:
+            raise BrokenStream("the engine reported an error in the middle of its answer")
 
 
 class WholeLane:
