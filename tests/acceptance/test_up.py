@@ -242,8 +242,9 @@ def test_plan_models_and_engines_tell_without_starting_anything(command: Command
     [plan] = command("plan", "--json", check=True).value
     assert plan["replicas"][0]["engine"] == "openvino" and plan["predictions"]
     assert "requests at once" in command("plan", check=True).out
-    [model] = command("models", "list", "--json", check=True).value
-    assert (model["name"], model["here"]) == ("smollm2", True)
+    # Beside it may stand what other tests have made of it for other engines.
+    here = {model["name"]: model["here"] for model in command("models", "list", "--json", check=True).value}
+    assert here["smollm2"]
     card = command("models", "show", "smollm2", "--json", check=True).value["card"]
     assert (card["architecture"], card["layers"]) == ("llama", 30)
     engines = {one["name"]: one for one in command("engines", "list", "--json", check=True).value}
