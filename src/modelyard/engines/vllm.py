@@ -159,7 +159,6 @@ class Vllm:
     )
     gpu_builds = (vllm_cuda.REQUIREMENTS,)
     build_needs = (vllm_cuda.NEEDS,)
-    accelerator_share = vllm_cuda.SHARE
     accelerator_sequences = vllm_cuda.DEFAULT_SEQUENCES
     accelerator_sequences_because = vllm_cuda.WHY_SEQUENCES
 
@@ -227,6 +226,9 @@ class Vllm:
         if needed in machine.isa:
             return None
         return f"runs {card.quantisation} with {needed.upper()} instructions only, which this machine does not have"
+
+    def accelerator_share(self, overrides: Mapping[str, SettingValue]) -> float:
+        return vllm_cuda.share(overrides)
 
     def unfit_on_accelerators(self, card: Card) -> str | None:
         """Of the quantisations, those that it has kernels for from Turing on (vLLM's table of quantisations)."""

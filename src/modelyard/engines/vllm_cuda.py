@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from modelyard.engines.contract import Installed, Requirements
 from modelyard.engines.locks import shipped
-from modelyard.engines.sizing import Footprint, Room, SettingValue
+from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue
 from modelyard.hardware.builds import BuildNeeds
 from modelyard.models.card import Card
 from modelyard.records.plan import ReplicaPlan, Setting
@@ -53,6 +53,13 @@ _LOGIT_BYTES = 8
 # the reading of the weights, at 1 GB/s.
 _LOAD_LOW_S, _LOAD_S, _LOAD_HIGH_S, _LOAD_S_PER_BYTE = 40.0, 150.0, 420.0, 1e-9
 _SLOW_DISK = 5
+
+
+def share(overrides: Mapping[str, SettingValue]) -> float:
+    part = overrides.get("gpu_memory_utilization", SHARE)
+    if isinstance(part, str | bool) or not 0 < part <= 1:
+        raise BadSetting(f"gpu_memory_utilization is {part!r}", f"give a part of the memory, such as {SHARE}")
+    return part
 
 
 def footprint(card: Card, ranks: int) -> Footprint:

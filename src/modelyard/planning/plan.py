@@ -124,7 +124,7 @@ def _sized(
         if accelerated is not None:
             need = _on_accelerators(need, card, accelerated)
             own = shared_out(deployment, devices, need.ranks)
-            budget = budget_of(deployment, own[0], accelerated.accelerator_share)
+            budget = budget_of(deployment, own[0], accelerated.accelerator_share(deployment.settings))
         division = divide(need, budget)
         cores = max(1, machine.cores // deployment.replicas)
         room = Room(
@@ -273,7 +273,8 @@ def _exactly(what: str, value: float, unit: str) -> Prediction:
 
 
 def claimed(others: Iterable[Plan]) -> int:
-    """Bytes that all replicas of other deployments may take at most, as they were planned."""
+    """Bytes that all replicas of other deployments may take at most, as they were planned. What one on accelerators
+    takes of the machine's own memory is not known yet, and not among them."""
     highs = (
         (prediction.high, len(other.replicas))
         for other in others
