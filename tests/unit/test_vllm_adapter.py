@@ -400,6 +400,47 @@ NEEDED = (
             "4-bit kernels need AVX-512",
             "BF16",
         ),
+        # On GPUs, as others reported them: pytorch/pytorch#175666, vllm-project/vllm#25837 and #27508; the fourth is in
+        # vllm.v1.core.kv_cache_utils of 0.32.
+        (
+            "(EngineCore_DP0 pid=6940) ValueError: Free memory on device cuda:1 (19.77/22.05 GiB) on startup is less "
+            "than desired GPU memory utilization (0.9, 19.84 GiB). Decrease GPU memory utilization or reduce GPU "
+            "memory used by other processes.",
+            1,
+            "does_not_fit",
+            False,
+            "19.77 of 22.05 GiB of the GPU are free, and 19.84 GiB must be",
+            "settings.gpu_memory_utilization lower than 0.9",
+        ),
+        (
+            "(EngineCore_DP0 pid=17374) ERROR 09-28 15:47:24 [core.py:718] ValueError: Free memory on device (3.22/4.0 "
+            "GiB) on startup is less than desired GPU memory utilization (0.9, 3.6 GiB). Decrease GPU memory "
+            "utilization or reduce GPU memory used by other processes.",
+            1,
+            "does_not_fit",
+            False,
+            "3.22 of 4.0 GiB of the GPU are free, and 3.6 GiB must be",
+            "nvidia-smi",
+        ),
+        (
+            "(EngineCore_DP0 pid=8884) torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 786.00 MiB. GPU 0 "
+            "has a total capacity of 79.11 GiB of which 140.75 MiB is free. Process 3270336 has 78.96 GiB in use.",
+            1,
+            "out_of_memory",
+            False,
+            "786.00 MiB more of GPU memory were needed, and 140.75 MiB of 79.11 GiB were free",
+            "limits.kv_cache",
+        ),
+        (
+            "(EngineCore pid=9) ERROR 11-25 11:01:25 [core.py:1510] ValueError: No available memory for the cache "
+            "blocks. Try increasing `gpu_memory_utilization` when initializing the engine",
+            1,
+            "does_not_fit",
+            True,
+            "no memory left for the KV cache",
+            "limits.kv_cache",
+        ),
+        ("RuntimeError: CUDA error: out of memory", 1, "out_of_memory", False, "the GPU's memory is used up", "limits"),
     ],
 )
 def test_a_failure_is_named_with_its_cause_and_a_fix(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from modelyard.cli.seven_steps import Current, SevenSteps
 from modelyard.control import wanted as desired
 from modelyard.control.wanted import Wanted
 from modelyard.engines.contract import Engine, Installed
-from modelyard.engines.hosting import requirements_here
+from modelyard.engines.hosting import Devices, devices_here, requirements_here
 from modelyard.engines.registry import engine, engines
 from modelyard.hardware.machine import Machine, probe
 from modelyard.models.card import Card
@@ -22,6 +23,7 @@ from modelyard.models.store import Store
 from modelyard.node.converting import convert, find
 from modelyard.node.environments import ensure
 from modelyard.node.making import InstallProgress
+from modelyard.planning.accelerators import held
 from modelyard.planning.conversion import Needed, needed
 from modelyard.planning.plan import claimed, plan
 from modelyard.records.plan import Artifact, Plan
@@ -45,6 +47,7 @@ def prepare(deployment: Deployment, state: StateDirectory, settings: Settings, s
     """Steps 1 to 4. Raises what stands in the way, in its own words."""
     with steps.step("environment") as step:
         machine = probe()
+        devices_of = _devices(deployment, machine, state, settings)
         early = known_before_the_model(deployment)
         installed = _install(early, machine, state, settings, step) if early is not None else None
         engine_text = f"{installed.engine} {installed.version}" if installed is not None else "the model decides"
@@ -52,14 +55,14 @@ def prepare(deployment: Deployment, state: StateDirectory, settings: Settings, s
     with steps.step("model") as step:
         artifact, card = _model(deployment, state, settings, step)
         how = ""
-        if (need := needed(deployment, artifact, card, machine, engines())) is not None:
+        if (need := needed(deployment, artifact, card, machine, engines(), devices_of=devices_of)) is not None:
             how = f" · {need.conversion.done} from sha256 {artifact.sha256[:12]}"
             artifact, card = _converted(need, artifact, deployment, machine, state, settings, step)
         step.result = _in_short(artifact, card) + how
     for note in artifact.notes:
         steps.note(note)
     with steps.step("framework") as step:
-        planned = plan(deployment, artifact, card, machine, engines(), claimed_bytes=_claimed(deployment, state))
+        planned = _planned(deployment, artifact, card, machine, state, devices_of)
         if installed is None or planned.replicas[0].engine != installed.engine:
             installed = _install(engine(planned.replicas[0].engine), machine, state, settings, step)
         step.result = _why_it_fits(planned)
@@ -72,10 +75,11 @@ def prepare(deployment: Deployment, state: StateDirectory, settings: Settings, s
 def look(deployment: Deployment, state: StateDirectory, settings: Settings, steps: SevenSteps) -> Prepared:
     """What would run, without installing or starting anything but the fetch of the model."""
     machine = probe()
+    devices_of = _devices(deployment, machine, state, settings)
     with steps.step("model") as step:
         artifact, card = _model(deployment, state, settings, step)
         how = ""
-        if (need := needed(deployment, artifact, card, machine, engines())) is not None:
+        if (need := needed(deployment, artifact, card, machine, engines(), devices_of=devices_of)) is not None:
             how = f" · {need.conversion.done} from sha256 {artifact.sha256[:12]}"
             made = find(need.conversion, need.artifact, artifact, Store(state))
             artifact, card = (made, read_card(Path(made.path))) if made is not None else (need.artifact, need.card)
@@ -83,7 +87,7 @@ def look(deployment: Deployment, state: StateDirectory, settings: Settings, step
     for note in artifact.notes:
         steps.note(note)
     with steps.step("framework") as step:
-        planned = plan(deployment, artifact, card, machine, engines(), claimed_bytes=_claimed(deployment, state))
+        planned = _planned(deployment, artifact, card, machine, state, devices_of)
         step.result = _why_it_fits(planned)
     return Prepared(machine, artifact, card, planned)
 
@@ -98,10 +102,30 @@ def known_before_the_model(deployment: Deployment) -> Engine | None:
     return next((one for one in engines() if "gguf" in one.capabilities.formats), None)
 
 
-def _claimed(deployment: Deployment, state: StateDirectory) -> int:
-    """Bytes that the deployments beside this one were planned to take."""
+def _planned(
+    deployment: Deployment,
+    artifact: Artifact,
+    card: Card | None,
+    machine: Machine,
+    state: StateDirectory,
+    devices_of: Callable[[Engine], Devices],
+) -> Plan:
+    taken = claimed(_others(deployment, state))
+    return plan(deployment, artifact, card, machine, engines(), claimed_bytes=taken, devices_of=devices_of)
+
+
+def _others(deployment: Deployment, state: StateDirectory) -> list[Plan]:
+    """The plans of the deployments beside this one."""
     others = (desired.load(state, name) for name in desired.names(state) if name != deployment.name)
-    return claimed(other.plan for other in others if other is not None)
+    return [other.plan for other in others if other is not None]
+
+
+def _devices(
+    deployment: Deployment, machine: Machine, state: StateDirectory, settings: Settings
+) -> Callable[[Engine], Devices]:
+    """What the environment is made for and what is planned with are one decision."""
+    taken = held(_others(deployment, state))
+    return lambda chosen: devices_here(chosen, machine, platform.python_version(), asked=settings.build, held=taken)
 
 
 def _install(chosen: Engine, machine: Machine, state: StateDirectory, settings: Settings, step: Current) -> Installed:
@@ -132,8 +156,15 @@ def _converted(
     step: Current,
 ) -> tuple[Artifact, Card | None]:
     """The artifact that the engine serves. It is planned before it is made: what does not fit is not made."""
-    claimed_bytes = _claimed(deployment, state)
-    plan(deployment, need.artifact, need.card, machine, (need.engine,), claimed_bytes=claimed_bytes)
+    plan(
+        deployment,
+        need.artifact,
+        need.card,
+        machine,
+        (need.engine,),
+        claimed_bytes=claimed(_others(deployment, state)),
+        devices_of=_devices(deployment, machine, state, settings),
+    )
     installed = _install(need.engine, machine, state, settings, step)
 
     def heard(what: str, done: int, total: int | None) -> None:

@@ -31,7 +31,7 @@ class Footprint(Record):
 class Room(Record):
     """What the planner has decided for one replica. `cores` are the replica's own; `hang_timeout_s` is when a busy
     engine without progress counts as hung; `because` has the reasons for `max_sequences` and `kv_cache_bytes`; `ranks`
-    processes share cores, weights and KV cache."""
+    processes share cores, weights and KV cache. `accelerators` is on how many it computes: none, on the processor."""
 
     cores: int
     context_tokens: int
@@ -41,6 +41,7 @@ class Room(Record):
     because: dict[str, str]
     ranks: int = 1
     kv_bytes_per_token: int = 0
+    accelerators: int = 0
 
 
 class BadSetting(ValueError):
@@ -98,6 +99,27 @@ class Grouped(Protocol):
 
     def footprint_of_ranks(self, card: Card, context_tokens: int, ranks: int) -> Footprint:
         """Of the whole replica, all ranks together."""
+        ...
+
+
+@runtime_checkable
+class Accelerated(Protocol):
+    """A Sized engine whose builds for accelerators can be planned. It computes `accelerator_sequences` sequences at
+    once there unless it is told otherwise, for the reason given."""
+
+    accelerator_sequences: int
+    accelerator_sequences_because: str
+
+    def accelerator_share(self, overrides: Mapping[str, SettingValue]) -> float:
+        """The part of each one's memory that it may take, over 0 and at most 1. Raises BadSetting."""
+        ...
+
+    def unfit_on_accelerators(self, card: Card) -> str | None:
+        """Why it cannot serve this model there; None where it can. Takes the place of Sized.unfit and Particular."""
+        ...
+
+    def footprint_on_accelerators(self, card: Card, ranks: int) -> Footprint:
+        """Of the whole replica: bytes of the accelerators' memory, and seconds."""
         ...
 
 

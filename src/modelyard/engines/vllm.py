@@ -1,4 +1,4 @@
-"""vLLM behind its own OpenAI server: continuous batching and paged attention, here its build for CPUs."""
+"""vLLM behind its own OpenAI server: continuous batching and paged attention, on CPUs and on NVIDIA GPUs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from modelyard.engines import prometheus_text
+from modelyard.engines import prometheus_text, vllm_cuda
 from modelyard.engines.contract import (
     Addresses,
     Capabilities,
@@ -81,6 +81,9 @@ _SAID_ELSEWHERE = {
     "--model": "model",
     "--served-model-name": "name",
     "--tensor-parallel-size": "settings.tensor_parallel",
+    "--gpu-memory-utilization": "settings.gpu_memory_utilization, where it runs on GPUs",
+    "--attention-backend": "settings.attention, where it runs on GPUs",
+    "--enforce-eager": "settings.eager",
     "--dtype": "settings.dtype",
     "--max-num-batched-tokens": "settings.max_batched_tokens",
     "--block-size": "settings.block_tokens",
@@ -155,23 +158,30 @@ class Vllm:
         without=_LEFT_OUT,
         local_builds=("torch",),
     )
+    gpu_builds = (vllm_cuda.REQUIREMENTS,)
+    build_needs = (vllm_cuda.NEEDS,)
+    accelerator_sequences = vllm_cuda.DEFAULT_SEQUENCES
+    accelerator_sequences_because = vllm_cuda.WHY_SEQUENCES
 
     def launch(self, replica: ReplicaPlan, install: Installed, net: Addresses) -> LaunchSpec:
         values = {setting.name: setting.value for setting in replica.settings}
         scratch = _scratch(net.listen)
         flags = _flags(replica, values)
+        on_gpus = bool(replica.accelerators)
+        computing = {"accelerators": len(replica.accelerators)} if on_gpus else {"threads": values["threads"]}
+        environ = _environ(install, scratch)
         return LaunchSpec(
             argv=(
                 *(install.python, str(PROGRAM)),
                 *("--model", replica.artifact.path, *_listen(net.listen)),
                 *(word for flag, value in flags.items() for word in _words(flag, value)),
             ),
-            environ=_environ(install, scratch, values),
+            environ={**environ, **(vllm_cuda.environ(replica, install) if on_gpus else _on_cpus(values))},
             cwd=net.folder,
             files={},
             address=net.listen,
             probes=Probes(health_path="/health", metrics_path="/metrics"),
-            effective={**flags, "threads": values["threads"], "ranks": replica.ranks},
+            effective={**flags, **computing, "ranks": replica.ranks},
             terminate_grace_s=10.0,
             ranks=replica.ranks,
             scratch=scratch,
@@ -218,9 +228,22 @@ class Vllm:
             return None
         return f"runs {card.quantisation} with {needed.upper()} instructions only, which this machine does not have"
 
+    def accelerator_share(self, overrides: Mapping[str, SettingValue]) -> float:
+        return vllm_cuda.share(overrides)
+
+    def unfit_on_accelerators(self, card: Card) -> str | None:
+        """Of the quantisations, those that it has kernels for from Turing on (vLLM's table of quantisations)."""
+        if card.quantisation in _PLAIN_WEIGHTS or card.quantisation in _QUANTISATIONS:
+            return None
+        return f"is not planned with {card.quantisation} on GPUs yet"
+
     def kv_bytes_per_token(self, card: Card, overrides: Mapping[str, SettingValue]) -> int | None:
-        """In 16 bits, over all layers and ranks."""
-        return card.kv_bytes_per_token(_KV_ELEMENT_BYTES)
+        """In 16 bits, over all layers and ranks; where there are more ranks than KV heads, several keep the same."""
+        of_one = card.kv_bytes_per_token(_KV_ELEMENT_BYTES)
+        ranks = overrides.get("tensor_parallel", 1)
+        if of_one is None or type(ranks) is not int or not card.kv_heads:
+            return of_one
+        return of_one * max(1, ranks // card.kv_heads)
 
     def ranks(self, card: Card, overrides: Mapping[str, SettingValue]) -> int:
         """Each rank computes whole heads: vllm.config.model.verify_with_parallel_config and its attention layers."""
@@ -252,10 +275,16 @@ class Vllm:
             load_high_s=load_s * _LOAD_HIGH,
         )
 
+    def footprint_on_accelerators(self, card: Card, ranks: int) -> Footprint:
+        return vllm_cuda.footprint(card, ranks)
+
     def settings(
         self, room: Room, overrides: Mapping[str, SettingValue], recommended: Mapping[str, SettingValue]
     ) -> tuple[Setting, ...]:
-        return tuple(settled(_planned(room), recommended, overrides, _check).values())
+        planned = _planned(room)
+        if room.accelerators:
+            planned = vllm_cuda.settings(room, {one.name: one for one in planned})
+        return tuple(settled(planned, recommended, overrides, _check).values())
 
 
 def _shares(kv_heads: int, ranks: int) -> bool:
@@ -305,6 +334,7 @@ def _flags(replica: ReplicaPlan, values: Mapping[str, SettingValue]) -> dict[str
         "--disable-uvicorn-access-log": True,
         "--disable-fastapi-docs": True,
         "--fingerprint-mode": "none",
+        **(vllm_cuda.flags(values) if replica.accelerators else {}),
         **{name: value for name, value in values.items() if _FLAG.fullmatch(name)},
     }
 
@@ -321,9 +351,8 @@ def _words(flag: str, value: SettingValue) -> tuple[str, ...]:
     return flag, str(value)
 
 
-def _environ(install: Installed, scratch: str, values: Mapping[str, SettingValue]) -> dict[str, str]:
+def _environ(install: Installed, scratch: str) -> dict[str, str]:
     """Nothing is inherited, nothing is sent home, nothing is fetched, nothing listens beyond this machine."""
-    threads = str(values["threads"])
     return {
         "PATH": "/usr/bin:/bin",
         "HOME": scratch,
@@ -352,11 +381,16 @@ def _environ(install: Installed, scratch: str, values: Mapping[str, SettingValue
         "VLLM_HOST_IP": "127.0.0.1",
         "VLLM_LOOPBACK_IP": "127.0.0.1",
         "GLOO_SOCKET_IFNAME": "lo",
+    }
+
+
+def _on_cpus(values: Mapping[str, SettingValue]) -> dict[str, str]:
+    return {
         "VLLM_TARGET_DEVICE": "cpu",
         # Its own binding takes cores by number, the same ones for every replica: how many is enough, which is left to
         # the kernel, inside our affinity.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": threads,
+        "OMP_NUM_THREADS": str(values["threads"]),
         # Threads that wait for each other sleep: spinning, they would take the core from whom they wait for.
         "OMP_WAIT_POLICY": "PASSIVE",
     }

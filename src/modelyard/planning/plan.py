@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import msgspec
 
 from modelyard.engines.contract import Engine
-from modelyard.engines.sizing import BadSetting, Grouped, Room, Sized
+from modelyard.engines.hosting import ON_PROCESSORS, Devices
+from modelyard.engines.sizing import Accelerated, BadSetting, Footprint, Grouped, Room, Sized
 from modelyard.errors import CannotPlan
+from modelyard.hardware.accelerator import Accelerator
 from modelyard.hardware.machine import Machine
 from modelyard.models.card import Card
+from modelyard.planning.accelerators import budget_of, shared_out
 from modelyard.planning.memory import Budget, Need, divide
 from modelyard.planning.suitability import asked_for, unfit
 from modelyard.records.plan import Artifact, Plan, Prediction, Rejected, ReplicaPlan, Setting
@@ -19,6 +23,8 @@ from modelyard.spec.sizes import show
 
 # The prediction that others read by its name: what a replica takes from the machine.
 MEMORY = "memory of one replica, KV cache full"
+# Of accelerators: never counted as the machine's.
+ACCELERATOR_MEMORY = "GPU memory of one replica, KV cache full (by formula, not measured)"
 # Startup may take this many times the longest expected load before it counts as failed, and this much at least.
 _STARTUP_SLACK, _STARTUP_LEAST_S = 4.0, 120.0
 # For engines that bring no numbers of their own.
@@ -33,10 +39,11 @@ def plan(
     engines: Iterable[Engine],
     *,
     claimed_bytes: int = 0,
+    devices_of: Callable[[Engine], Devices] = lambda engine: ON_PROCESSORS,
 ) -> Plan:
     """The plan of one deployment, with the first engine that can serve the artifact and fits; every other one is
     rejected with its reason. `card` is None for formats that have none; `claimed_bytes` is what other deployments of
-    this machine were planned to take.
+    this machine were planned to take, `devices_of` on what an engine computes here (engines.hosting.devices_here).
 
     Raises CannotPlan with the number that does not fit and, in the hint, what to change."""
     budget = Budget.of(deployment, machine, claimed_bytes)
@@ -44,10 +51,11 @@ def plan(
     rejected: list[Rejected] = []
     failed: list[tuple[Engine, CannotPlan]] = []
     for engine in engines:
-        reason = unfit(engine, deployment, artifact, card, machine)
+        devices = devices_of(engine)
+        reason = unfit(engine, deployment, artifact, card, machine, devices)
         if reason is None:
             try:
-                made = _planned(deployment, artifact, card, machine, budget, engine)
+                made = _planned(deployment, artifact, card, machine, budget, engine, devices)
             except CannotPlan as error:
                 failed.append((engine, error))
                 reason = error.message
@@ -86,10 +94,16 @@ def _why_none(
 
 
 def _planned(
-    deployment: Deployment, artifact: Artifact, card: Card | None, machine: Machine, budget: Budget, engine: Engine
+    deployment: Deployment,
+    artifact: Artifact,
+    card: Card | None,
+    machine: Machine,
+    budget: Budget,
+    engine: Engine,
+    devices: Devices,
 ) -> Plan:
     if isinstance(engine, Sized) and card is not None:
-        return _sized(deployment, artifact, card, machine, budget, engine, engine)
+        return _sized(deployment, artifact, card, machine, budget, engine, engine, devices)
     return _plain(deployment, artifact, engine)
 
 
@@ -101,9 +115,16 @@ def _sized(
     budget: Budget,
     engine: Engine,
     sized: Sized,
+    devices: Devices,
 ) -> Plan:
+    accelerated = sized if devices.accelerators and isinstance(sized, Accelerated) else None
+    own: tuple[tuple[Accelerator, ...], ...] = ()
     try:
         need = _need(deployment, card, sized)
+        if accelerated is not None:
+            need = _on_accelerators(need, card, accelerated)
+            own = shared_out(deployment, devices, need.ranks)
+            budget = budget_of(deployment, own[0], accelerated.accelerator_share(deployment.settings))
         division = divide(need, budget)
         cores = max(1, machine.cores // deployment.replicas)
         room = Room(
@@ -115,6 +136,7 @@ def _sized(
             because=division.because,
             ranks=need.ranks,
             kv_bytes_per_token=need.kv_bytes_per_token,
+            accelerators=len(own[0]) if own else 0,
         )
         settings = sized.settings(room, deployment.settings, artifact.recommended)
     except BadSetting as error:
@@ -132,13 +154,15 @@ def _sized(
             max_in_flight=division.max_sequences,
             startup_s=startup_s,
             ranks=need.ranks,
+            build=devices.build,
+            own=own,
         ),
         predictions=(
             _exactly("weights", card.total_weight_bytes, "bytes"),
             _exactly("KV cache per token", need.kv_bytes_per_token, "bytes"),
             _exactly("KV cache", division.kv_cache_bytes, "bytes"),
             Prediction(
-                what=MEMORY,
+                what=MEMORY if accelerated is None else ACCELERATOR_MEMORY,
                 value=foot.memory_bytes + division.kv_cache_bytes,
                 low=foot.memory_low_bytes,
                 high=foot.memory_high_bytes + division.kv_cache_bytes,
@@ -180,6 +204,20 @@ def _need(deployment: Deployment, card: Card, sized: Sized) -> Need:
     )
 
 
+def _on_accelerators(need: Need, card: Card, engine: Accelerated) -> Need:
+    foot = engine.footprint_on_accelerators(card, need.ranks)
+
+    def whatever_the_context(context_tokens: int) -> Footprint:
+        return foot
+
+    return replace(
+        need,
+        footprint=whatever_the_context,
+        default_sequences=engine.accelerator_sequences,
+        default_because=engine.accelerator_sequences_because,
+    )
+
+
 def _plain(deployment: Deployment, artifact: Artifact, engine: Engine) -> Plan:
     """For an engine without memory of its own to plan: the operator's settings, and nothing else."""
     settings = tuple(
@@ -207,6 +245,8 @@ def _replicas(
     max_in_flight: int,
     startup_s: float,
     ranks: int = 1,
+    build: str = "cpu",
+    own: tuple[tuple[Accelerator, ...], ...] = (),
 ) -> tuple[ReplicaPlan, ...]:
     return tuple(
         ReplicaPlan(
@@ -221,6 +261,8 @@ def _replicas(
             drain_timeout_s=deployment.timeouts.drain_s,
             hang_timeout_s=deployment.timeouts.hang_s,
             ranks=ranks,
+            build=build,
+            accelerators=tuple(one.index for one in own[number]) if own else (),
         )
         for number in range(deployment.replicas)
     )
@@ -231,7 +273,8 @@ def _exactly(what: str, value: float, unit: str) -> Prediction:
 
 
 def claimed(others: Iterable[Plan]) -> int:
-    """Bytes that all replicas of other deployments may take at most, as they were planned."""
+    """Bytes that all replicas of other deployments may take at most, as they were planned. What one on accelerators
+    takes of the machine's own memory is not known yet, and not among them."""
     highs = (
         (prediction.high, len(other.replicas))
         for other in others

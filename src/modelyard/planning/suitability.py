@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from modelyard.engines.contract import Capabilities, Engine
-from modelyard.engines.sizing import Particular, Sized
+from modelyard.engines.hosting import ON_PROCESSORS, Devices
+from modelyard.engines.sizing import Accelerated, Particular, Sized
 from modelyard.hardware.machine import Machine
 from modelyard.models.card import Card
 from modelyard.records.plan import Artifact
@@ -16,9 +17,14 @@ _LISTED = 6
 
 
 def unfit(
-    engine: Engine, deployment: Deployment, artifact: Artifact, card: Card | None, machine: Machine
+    engine: Engine,
+    deployment: Deployment,
+    artifact: Artifact,
+    card: Card | None,
+    machine: Machine,
+    devices: Devices = ON_PROCESSORS,
 ) -> str | None:
-    """Why this engine cannot serve the artifact here, whatever the memory; None where it can."""
+    """Why this engine cannot serve the artifact here, on these devices, whatever the memory; None where it can."""
     can = engine.capabilities
     if deployment.engine not in ("auto", engine.name):
         return asked_for(deployment.engine)
@@ -28,8 +34,13 @@ def unfit(
         return f"serves {', '.join(sorted(can.formats))}, not {artifact.format}" + _cannot_convert(can, artifact, card)
     if card is not None and card.architecture not in can.architectures:
         return f"serves {_listed(can.architectures)}, not {card.architecture}"
+    if devices.missing:
+        return devices.missing
     if card is None:
         return None
+    if devices.accelerators:
+        accelerated = isinstance(engine, Accelerated)
+        return engine.unfit_on_accelerators(card) if accelerated else "cannot be planned on accelerators"
     reason = engine.unfit(card) if isinstance(engine, Sized) else None
     if reason is None and isinstance(engine, Particular):
         reason = engine.unfit_on(machine, card)

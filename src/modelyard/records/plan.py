@@ -49,7 +49,8 @@ class Rejected(Record):
 
 class ReplicaPlan(Record):
     """One engine to run. `settings` holds every value that the engine is started with, nothing is left to defaults;
-    `ranks` is how many processes of it share the model's weights."""
+    `ranks` is how many processes of it share the model's weights. `build` is the engine's build that it is planned for,
+    and `accelerators` are the indices of those that it has to itself: none, where it computes on the processor."""
 
     name: str
     engine: str
@@ -62,6 +63,8 @@ class ReplicaPlan(Record):
     drain_timeout_s: float = 30.0
     hang_timeout_s: float = 20.0
     ranks: int = 1
+    build: str = "cpu"
+    accelerators: tuple[int, ...] = ()
 
     def setting(self, name: str) -> str | int | float | bool:
         """The value of a setting that the plan must have (KeyError otherwise)."""
