@@ -84,6 +84,11 @@ def footprint(card: Card, ranks: int) -> Footprint:
 def settings(room: Room, common: Mapping[str, Setting]) -> tuple[Setting, ...]:
     """Those of every build (`common`), with what is different on a GPU."""
     changed = {
+        "block_tokens": Setting(
+            name="block_tokens",
+            value=common["block_tokens"].value,
+            reason="a multiple of 16, as its attention asks for; as large as on processors",
+        ),
         "tensor_parallel": Setting(name="tensor_parallel", value=room.ranks, reason="one rank on each GPU"),
         "dtype": Setting(name="dtype", value="bfloat16", reason="what the weights are; vLLM computes it from 8.0 on"),
         "max_batched_tokens": Setting(
