@@ -410,7 +410,7 @@ NEEDED = (
             "does_not_fit",
             False,
             "19.77 of 22.05 GiB of the GPU are free, and 19.84 GiB must be",
-            "settings.gpu_memory_utilization lower than 0.9",
+            "--gpu-memory-utilization under settings below 0.9",
         ),
         (
             "(EngineCore_DP0 pid=17374) ERROR 09-28 15:47:24 [core.py:718] ValueError: Free memory on device (3.22/4.0 "

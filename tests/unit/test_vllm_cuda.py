@@ -122,12 +122,14 @@ def test_what_does_not_fit_is_told_with_the_gpu() -> None:
 
 
 def test_a_smaller_share_that_was_asked_for_is_planned_with() -> None:
-    made = planned(machine(gpu()), settings={"gpu_memory_utilization": 0.5})
+    made = planned(machine(gpu()), settings={"--gpu-memory-utilization": 0.5})
     assert next(one.high for one in made.predictions if one.what == ACCELERATOR_MEMORY) <= 40 << 30
-    assert "--gpu-memory-utilization 0.5" in " ".join(launched(made).argv)
+    argv = launched(made).argv
+    assert argv.count("--gpu-memory-utilization") == 1
+    assert argv[argv.index("--gpu-memory-utilization") + 1] == "0.5"
     for wrong in (0.0, 1.5, "half", True):
-        with pytest.raises(CannotPlan, match="gpu_memory_utilization is"):
-            planned(machine(gpu()), settings={"gpu_memory_utilization": wrong})
+        with pytest.raises(CannotPlan, match="--gpu-memory-utilization is"):
+            planned(machine(gpu()), settings={"--gpu-memory-utilization": wrong})
 
 
 def test_tensor_parallel_takes_as_many_gpus_of_one_kind() -> None:

@@ -61,7 +61,8 @@ def view(
         installed=here,
         download_bytes=needs.download_bytes,
         installed_bytes=needs.installed_bytes,
-        memory_bytes=_memory_bytes(engine, card),
+        # What a build takes of the machine's own memory while it computes on accelerators is not known.
+        memory_bytes=None if fit.accelerators else _memory_bytes(engine, card),
         formats=tuple(sorted(engine.capabilities.formats)),
         rejected=fit.rejected,
         remedy=remedy,

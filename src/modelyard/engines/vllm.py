@@ -81,9 +81,6 @@ _SAID_ELSEWHERE = {
     "--model": "model",
     "--served-model-name": "name",
     "--tensor-parallel-size": "settings.tensor_parallel",
-    "--gpu-memory-utilization": "settings.gpu_memory_utilization, where it runs on GPUs",
-    "--attention-backend": "settings.attention, where it runs on GPUs",
-    "--enforce-eager": "settings.eager",
     "--dtype": "settings.dtype",
     "--max-num-batched-tokens": "settings.max_batched_tokens",
     "--block-size": "settings.block_tokens",
@@ -334,7 +331,6 @@ def _flags(replica: ReplicaPlan, values: Mapping[str, SettingValue]) -> dict[str
         "--disable-uvicorn-access-log": True,
         "--disable-fastapi-docs": True,
         "--fingerprint-mode": "none",
-        **(vllm_cuda.flags(values) if replica.accelerators else {}),
         **{name: value for name, value in values.items() if _FLAG.fullmatch(name)},
     }
 

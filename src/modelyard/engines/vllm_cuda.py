@@ -34,7 +34,7 @@ NEEDS = BuildNeeds(
 
 # The part of a GPU's whole memory that vLLM takes for itself: `gpu_memory_utilization` of 0.32. It refuses to start
 # where less than that is free.
-SHARE = 0.92
+SHARE, UTILISATION = 0.92, "--gpu-memory-utilization"
 DEFAULT_SEQUENCES, WHY_SEQUENCES = 256, "vLLM's own default; more wait in the gateway"
 _BATCHED_TOKENS = 2048
 _GIB, _MIB = 1 << 30, 1 << 20
@@ -56,9 +56,9 @@ _SLOW_DISK = 5
 
 
 def share(overrides: Mapping[str, SettingValue]) -> float:
-    part = overrides.get("gpu_memory_utilization", SHARE)
+    part = overrides.get(UTILISATION, SHARE)
     if isinstance(part, str | bool) or not 0 < part <= 1:
-        raise BadSetting(f"gpu_memory_utilization is {part!r}", f"give a part of the memory, such as {SHARE}")
+        raise BadSetting(f"{UTILISATION} is {part!r}", f"give a part of the memory, such as {SHARE}")
     return part
 
 
@@ -84,6 +84,11 @@ def footprint(card: Card, ranks: int) -> Footprint:
 def settings(room: Room, common: Mapping[str, Setting]) -> tuple[Setting, ...]:
     """Those of every build (`common`), with what is different on a GPU."""
     changed = {
+        "block_tokens": Setting(
+            name="block_tokens",
+            value=common["block_tokens"].value,
+            reason="a multiple of 16, as its attention asks for; as large as on processors",
+        ),
         "tensor_parallel": Setting(name="tensor_parallel", value=room.ranks, reason="one rank on each GPU"),
         "dtype": Setting(name="dtype", value="bfloat16", reason="what the weights are; vLLM computes it from 8.0 on"),
         "max_batched_tokens": Setting(
@@ -92,26 +97,19 @@ def settings(room: Room, common: Mapping[str, Setting]) -> tuple[Setting, ...]:
             reason="vLLM's own default; activations are planned for it",
         ),
         "eager": Setting(name="eager", value=False, reason="compiled, in CUDA graphs: steps wait for no Python"),
-        "gpu_memory_utilization": Setting(
-            name="gpu_memory_utilization",
+        UTILISATION: Setting(
+            name=UTILISATION,
             value=SHARE,
             reason="vLLM's own default: what must be free at the start; the KV cache has its own number",
         ),
-        "attention": Setting(
-            name="attention",
+        "--attention-backend": Setting(
+            name="--attention-backend",
             value="FLASH_ATTN",
             reason="is in vLLM's wheel; FlashInfer's kernels would be compiled or fetched at the start",
         ),
     }
     kept = {name: one for name, one in common.items() if name != "threads"}
     return tuple((kept | changed).values())
-
-
-def flags(values: Mapping[str, SettingValue]) -> dict[str, SettingValue]:
-    return {
-        "--gpu-memory-utilization": values["gpu_memory_utilization"],
-        "--attention-backend": values["attention"],
-    }
 
 
 def environ(replica: ReplicaPlan, install: Installed) -> dict[str, str]:

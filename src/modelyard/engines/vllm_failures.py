@@ -62,7 +62,7 @@ _KNOWN = (
         r"utilization \(([\d.]+), ([\d.]+) GiB\)",
         "does_not_fit",
         r"\2 of \3 GiB of the GPU are free, and \5 GiB must be",
-        r"end what else uses the GPU (nvidia-smi lists it), or set settings.gpu_memory_utilization lower than \4",
+        r"end what else uses the GPU (nvidia-smi lists it), or set --gpu-memory-utilization under settings below \4",
         permanent=False,
     ),
     _Known(
