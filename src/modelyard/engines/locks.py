@@ -83,11 +83,6 @@ def flaws(requirements: Requirements) -> list[str]:
     return found
 
 
-def pins(requirements: Requirements) -> tuple[str, ...]:
-    """`name==version` of everything that is installed, for all machines together. Raises BadLock."""
-    return tuple(f"{one.name}=={one.version}" for one in parse(requirements.lock))
-
-
 def gpu_packages(packages: Iterable[str]) -> list[str]:
     """Those of `name==version` that only a GPU needs: in a CPU environment they are gigabytes of a wrong build."""
     named = (pin for pin in packages if _GPU_NAME.match(normalised(pin.partition("==")[0])) or _GPU_SUFFIX.search(pin))
