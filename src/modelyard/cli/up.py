@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 from collections.abc import Generator
 from pathlib import Path
 from typing import Annotated, Any
@@ -188,14 +189,34 @@ def _tell_how_to_call(admin: Admin, where: Listening, names: list[str], *, detac
 
 def _stay(admin: Admin, names: list[str], started: StartedYard, as_json: bool) -> None:
     """Until Ctrl-C, which is how serving in the foreground ends well."""
-    with contextlib.suppress(KeyboardInterrupt):
+    with _noted(signal.SIGINT, signal.SIGTERM) as interrupted:
         if not as_json:
             say("serving; Ctrl-C stops it")
-        following.watch(admin, names, OUT, as_json, lambda: started.process.poll() is None)
+        serves = lambda: not interrupted.is_set() and started.process.poll() is None  # noqa: E731
+        following.watch(admin, names, OUT, as_json, serves)
+        if interrupted.is_set():
+            return
         if started.process.wait() != 0:
             raise EngineFailed("the yard ended by itself", hint="modelyard logs --yard")
         if not as_json:
             say("stopped by another command")
+
+
+@contextlib.contextmanager
+def _noted(*numbers: signal.Signals) -> Generator[threading.Event]:
+    """Signals set the event and interrupt nothing: a KeyboardInterrupt that falls into a destructor or a callback is
+    printed there and lost."""
+    event = threading.Event()
+
+    def note(*_: object) -> None:
+        event.set()
+
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
