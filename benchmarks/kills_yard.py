@@ -25,7 +25,7 @@ from modelyard.node.probes import open_session, read_engine_metrics
 from modelyard.node.shim_wire import ShimSpec
 from modelyard.records.base import UnreadableRecord, decode
 from modelyard.records.plan import Artifact, Plan, ReplicaPlan, Setting
-from modelyard.records.topology import Replica, Topology
+from modelyard.records.topology import Policy, Replica, Topology
 from modelyard.state import StateDirectory, open_state
 
 READY_WITHIN_S = 180.0
@@ -224,11 +224,7 @@ def fake_wanted(replicas: int, knobs: dict[str, float | int | str | bool]) -> wa
         install=Installed(engine="fake", version="0", python=sys.executable, root="/", lock_sha256=""),
         probes=(),
         created_at=int(time.time()),
-        max_queued=64,
-        queue_timeout_s=10.0,
-        first_byte_timeout_s=60.0,
-        stall_timeout_s=60.0,
-        unknown_fields="strip",
+        policy=Policy(queue_timeout_s=10.0, first_byte_timeout_s=60.0, stall_timeout_s=60.0),
     )
 
 

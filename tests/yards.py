@@ -27,7 +27,7 @@ from modelyard.records.base import UnreadableRecord, decode
 from modelyard.records.journal import RequestRecord
 from modelyard.records.listening import Listening
 from modelyard.records.plan import Artifact, Plan, ReplicaPlan, Setting
-from modelyard.records.topology import Deployment, Topology
+from modelyard.records.topology import Deployment, Policy, Topology
 from modelyard.state import StateDirectory
 
 T = TypeVar("T")
@@ -68,11 +68,7 @@ def fake_wanted(
         install=Installed(engine="fake", version="0", python=sys.executable, root="/", lock_sha256=""),
         probes=(PROBE,),
         created_at=1,
-        max_queued=64,
-        queue_timeout_s=30.0,
-        first_byte_timeout_s=60.0,
-        stall_timeout_s=60.0,
-        unknown_fields="strip",
+        policy=Policy(first_byte_timeout_s=60.0, stall_timeout_s=60.0),
     )
 
 

@@ -21,7 +21,7 @@ from modelyard.records.base import encode
 from modelyard.records.journal import RequestRecord
 from modelyard.records.keys import KeyCreated, KeyEvent, Scopes
 from modelyard.records.secrets import key_record
-from modelyard.records.topology import Deployment, Replica, Topology
+from modelyard.records.topology import Deployment, Policy, Replica, Topology
 from modelyard.state import StateDirectory, write_atomically
 
 KEY = "my_0123456789ab_integration"
@@ -33,7 +33,9 @@ def replica(address: str, name: str = "r0", **changes: Any) -> Replica:
 
 
 def deployment(*replicas: Replica, name: str = MODEL, **changes: Any) -> Deployment:
-    plain = {"engine_model": "fake", "context_tokens": 8192, "created_at": 1, "open": True}
+    """`changes` are fields of the deployment, or of its policy."""
+    policy = Policy(**{field: changes.pop(field) for field in Policy.__struct_fields__ if field in changes})
+    plain = {"engine_model": "fake", "context_tokens": 8192, "created_at": 1, "open": True, "policy": policy}
     return Deployment(name=name, replicas=replicas, **{**plain, **changes})
 
 

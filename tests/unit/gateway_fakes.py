@@ -19,7 +19,7 @@ from modelyard.observe.journal import read_journal
 from modelyard.records.journal import RequestRecord
 from modelyard.records.keys import KeyCreated, Scopes
 from modelyard.records.secrets import key_record
-from modelyard.records.topology import Deployment, Replica, Topology
+from modelyard.records.topology import Deployment, Policy, Replica, Topology
 
 SECRET = "my_0123456789ab_secret"
 MODEL = "m"
@@ -79,7 +79,9 @@ ONE_REPLICA = (Replica(name="r0", launch="l0", address="unix:/nowhere", max_in_f
 
 
 def deployment(name: str = MODEL, replicas: tuple[Replica, ...] = ONE_REPLICA, **changes: Any) -> Deployment:
-    plain = {"engine_model": "e", "context_tokens": 0, "created_at": 1, "open": True}
+    """`changes` are fields of the deployment, or of its policy."""
+    policy = Policy(**{field: changes.pop(field) for field in Policy.__struct_fields__ if field in changes})
+    plain = {"engine_model": "e", "context_tokens": 0, "created_at": 1, "open": True, "policy": policy}
     return Deployment(name=name, replicas=replicas, **{**plain, **changes})
 
 

@@ -9,7 +9,7 @@ from gateway_fakes import deployment
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelyard.gateway.admission import Admission, Queued, Seats
+from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Seats
 from modelyard.gateway.balance import choose, replay
 from modelyard.gateway.refusals import Refusal
 from modelyard.records.decision import Candidate, Decision
@@ -52,7 +52,7 @@ class Crowd:
     def enter(self, now: float = 0.0) -> tuple[Asker, Queued | None]:
         self.count += 1
         asker = Asker(self.count, self.log)
-        return asker, self.admission.enter(asker, now)
+        return asker, self.admission.enter(asker, Asking(), now)
 
 
 def test_each_replica_takes_its_cap_and_the_rest_waits_in_order() -> None:
@@ -62,7 +62,7 @@ def test_each_replica_takes_its_cap_and_the_rest_waits_in_order() -> None:
     assert crowd.log == [(1, "a"), (2, "b"), (3, "a")]
     for first in askers[:3]:
         assert first.seats is not None
-        admission.leave(first.seats)
+        admission.leave(first.seats, WITHDRAWN)
     assert crowd.log[3:] == [(4, "a"), (5, "b"), (6, "a")]
 
 
@@ -73,7 +73,7 @@ def test_a_newcomer_does_not_overtake_those_who_wait() -> None:
     crowd.enter()
     crowd.enter()
     assert first.seats is not None
-    admission.leave(first.seats)
+    admission.leave(first.seats, WITHDRAWN)
     assert [name for name, _ in crowd.log] == [1, 2]
 
 
@@ -97,7 +97,7 @@ def test_who_leaves_the_queue_frees_the_place() -> None:
     assert len(admission.queue) == 3
     assert first.seats is not None
     for _ in range(3):
-        admission.leave(first.seats)
+        admission.leave(first.seats, WITHDRAWN)
     assert [name for name, _ in crowd.log] == [1, 2, 4, 5]
 
 
@@ -143,7 +143,7 @@ def test_a_new_launch_starts_with_free_seats_and_takes_the_queue() -> None:
     assert gone == [before]
     assert crowd.log == [(1, "a"), (2, "a")]
     assert old.seats is not None
-    admission.leave(old.seats)  # the seat at the launch that is gone
+    admission.leave(old.seats, WITHDRAWN)  # the seat at the launch that is gone
     assert admission.seats["a"].in_flight == 1
 
 
@@ -201,7 +201,7 @@ def test_what_takes_no_connection_gets_nothing_new_until_the_next_look() -> None
     assert asker.seats is not None
     refusing = asker.seats
     assert admission.refused(refusing), "there is another one"
-    admission.leave(refusing)
+    admission.leave(refusing, WITHDRAWN)
     others = [crowd.enter()[0] for _ in range(3)]
     assert all(one.seats is not None and one.seats is not refusing for one in others)
     assert all(one.decision is not None and replay(one.decision) for one in others)
@@ -226,7 +226,7 @@ def test_the_queue_goes_on_once_a_replica_may_be_tried_again() -> None:
     waiting, ticket = crowd.enter()
     assert ticket is not None and first.seats is not None
     assert admission.refused(first.seats)
-    admission.leave(first.seats)
+    admission.leave(first.seats, WITHDRAWN)
     assert waiting.seats is None and len(admission.queue) == 1, "the other one is full"
     admission.expire(0.0)
     assert waiting.seats is first.seats

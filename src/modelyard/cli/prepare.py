@@ -29,6 +29,7 @@ from modelyard.planning.plan import claimed, plan
 from modelyard.records.plan import Artifact, Plan
 from modelyard.settings import Settings
 from modelyard.spec.deployment import Deployment
+from modelyard.spec.policy import policy_of
 from modelyard.spec.sizes import show
 from modelyard.state import StateDirectory
 
@@ -198,9 +199,5 @@ def _wanted(deployment: Deployment, planned: Plan, installed: Installed) -> Want
         install=installed,
         probes=entry.probes if entry is not None else (),
         created_at=int(time.time()),
-        max_queued=deployment.limits.max_queued,
-        queue_timeout_s=deployment.limits.queue_timeout_s,
-        first_byte_timeout_s=deployment.timeouts.first_byte_s,
-        stall_timeout_s=deployment.timeouts.stall_s,
-        unknown_fields=deployment.unknown_fields,
+        policy=policy_of(deployment),
     )

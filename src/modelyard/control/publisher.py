@@ -12,8 +12,6 @@ from modelyard.records.base import UnreadableRecord, decode, encode
 from modelyard.records.topology import Deployment, Replica, Topology
 from modelyard.state import StateDirectory, write_atomically
 
-RETRY_AFTER_S = 2
-
 
 class Publisher:
     """Begins with what the control before it had published: its engines may well be serving."""
@@ -45,12 +43,7 @@ class Publisher:
                 replicas=kept,
                 open=bool(kept),
                 reason="" if kept else "it is starting",
-                retry_after_s=RETRY_AFTER_S,
-                max_queued=wanted.max_queued,
-                queue_timeout_s=wanted.queue_timeout_s,
-                first_byte_timeout_s=wanted.first_byte_timeout_s,
-                stall_timeout_s=wanted.stall_timeout_s,
-                unknown_fields=wanted.unknown_fields,
+                policy=wanted.policy,
                 refused_fields=tuple(sorted(engine(first.engine).capabilities.refused_fields)),
             )
         )

@@ -5,16 +5,16 @@ Files, not an API's fields: only the owner of the state directory decides what e
 from __future__ import annotations
 
 import contextlib
-from typing import Literal
 
 from modelyard.engines.contract import Installed
 from modelyard.models.catalogue import KnowledgeProbe
 from modelyard.records.base import Record, decode, encode
 from modelyard.records.plan import Plan
+from modelyard.records.topology import Policy
 from modelyard.state import StateDirectory, write_atomically
 
 
-class Wanted(Record, tag_field="schema", tag="wanted/v1", kw_only=True):
+class Wanted(Record, tag_field="schema", tag="wanted/v2", kw_only=True):
     """A deployment as it was planned: what to run, in which environment, and how to treat its requests."""
 
     name: str
@@ -22,11 +22,7 @@ class Wanted(Record, tag_field="schema", tag="wanted/v1", kw_only=True):
     install: Installed
     probes: tuple[KnowledgeProbe, ...]
     created_at: int
-    max_queued: int
-    queue_timeout_s: float
-    first_byte_timeout_s: float
-    stall_timeout_s: float
-    unknown_fields: Literal["strip", "refuse"]
+    policy: Policy
 
 
 def save(state: StateDirectory, wanted: Wanted) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from modelyard.gateway.balance import choose
 from modelyard.gateway.refusals import unavailable
@@ -26,6 +26,30 @@ class Seats:
     refusing: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """What a door needs to know of a request. `tokens` is what it may cost: prompt, estimated, and the longest answer.
+    A higher `priority` goes first. `excluded` are replicas that have failed it already."""
+
+    key_id: str = ""
+    priority: int = 0
+    tokens: int = 0
+    excluded: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a seat's holder learned of the replica. `first_delta_s` counts from when it was seated; 0 if none came.
+    "withdrawn" says nothing of the replica: the client left, or nothing was sent."""
+
+    kind: Literal["answered", "failed", "withdrawn"]
+    first_delta_s: float = 0.0
+    tokens: int = 0
+
+
+WITHDRAWN = Result("withdrawn")
+
+
 class Waiter(Protocol):
     """A request that waits for a seat. Exactly one of the two is called, once, unless it leaves the queue itself."""
 
@@ -37,6 +61,7 @@ class Waiter(Protocol):
 @dataclass(slots=True, eq=False)
 class Queued:
     waiter: Waiter
+    asking: Asking
     deadline: float
 
 
@@ -49,21 +74,23 @@ class Admission:
     queue: deque[Queued] = field(default_factory=deque[Queued])
     turns: int = 0
 
-    def enter(self, waiter: Waiter, now: float) -> Queued | None:
+    def enter(self, waiter: Waiter, asking: Asking, now: float) -> Queued | None:
         """Seats the request at once, or queues it (then the ticket is returned), or raises Refusal (503)."""
         deployment = self.deployment
         if not deployment.open or not deployment.replicas:
             reason = deployment.reason or "no replica is ready"
-            raise unavailable(f"{deployment.name!r} is not ready: {reason}", retry_after_s=deployment.retry_after_s)
+            raise unavailable(
+                f"{deployment.name!r} is not ready: {reason}", retry_after_s=deployment.policy.retry_after_s
+            )
         if not self.queue and self._seat(waiter):
             return None
-        if len(self.queue) >= deployment.max_queued:
+        if len(self.queue) >= deployment.policy.max_queued:
             raise unavailable(
                 f"{deployment.name!r} has {len(self.queue)} requests waiting already",
-                retry_after_s=deployment.retry_after_s,
+                retry_after_s=deployment.policy.retry_after_s,
                 code="overloaded",
             )
-        ticket = Queued(waiter, now + deployment.queue_timeout_s)
+        ticket = Queued(waiter, asking, now + deployment.policy.queue_timeout_s)
         self.queue.append(ticket)
         return ticket
 
@@ -72,8 +99,8 @@ class Admission:
         seats.refusing = True
         return any(not one.refusing for one in self._usable())
 
-    def leave(self, seats: Seats) -> None:
-        """Give a seat back; the next in the queue gets one."""
+    def leave(self, seats: Seats, result: Result) -> None:
+        """Give a seat back, and say what was learned; the next in the queue gets one."""
         seats.in_flight -= 1
         if self.queue:
             self.advance()
@@ -102,7 +129,9 @@ class Admission:
         for seats in self.seats.values():
             seats.refusing = False
         while self.queue and self.queue[0].deadline <= now:
-            self.queue.popleft().waiter.not_seated(f"waited {self.deployment.queue_timeout_s:g} s for a free replica")
+            self.queue.popleft().waiter.not_seated(
+                f"waited {self.deployment.policy.queue_timeout_s:g} s for a free replica"
+            )
         self.advance()
 
     def _usable(self) -> list[Seats]:

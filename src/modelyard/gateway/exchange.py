@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from modelyard.gateway.admission import Admission, Queued, Seats
+from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Result, Seats
 from modelyard.gateway.fields import parse, upstream_body, usage_asked
 from modelyard.gateway.heads import json_response, stream_head
 from modelyard.gateway.lanes import LAST_CHUNK, BrokenStream, RawLane, Usage, WholeLane, chunk, usage_of
@@ -62,6 +62,7 @@ class Exchange:
     body = b""
     warning = b""
     admission: Admission | None = None
+    asking = Asking()
     seats: Seats | None = None
     ticket: Queued | None = None
     decision: Decision | None = None
@@ -91,7 +92,8 @@ class Exchange:
             self.body = upstream_body(parsed, admission.deployment)
             if parsed.stripped:
                 self.warning = _warning(parsed.stripped)
-            self.ticket = admission.enter(self, now())
+            self.asking = Asking(key_id=request.key.id)
+            self.ticket = admission.enter(self, self.asking, now())
         except Refusal as refusal:
             self._refuse(refusal)
 
@@ -107,7 +109,7 @@ class Exchange:
         assert self.admission is not None
         self.ticket = None
         deployment = self.admission.deployment
-        self._refuse(unavailable(f"{deployment.name!r}: {reason}", retry_after_s=deployment.retry_after_s))
+        self._refuse(unavailable(f"{deployment.name!r}: {reason}", retry_after_s=deployment.policy.retry_after_s))
 
     # The engine's side.
 
@@ -143,9 +145,9 @@ class Exchange:
     def _move(self, refused: Seats, admission: Admission) -> None:
         """Give the seat back and ask for another one. Nothing was sent yet, so nothing can happen twice."""
         self.seats = None
-        admission.leave(refused)
+        admission.leave(refused, WITHDRAWN)
         try:
-            self.ticket = admission.enter(self, now())
+            self.ticket = admission.enter(self, self.asking, now())
         except Refusal as refusal:
             self._refuse(refusal)
 
@@ -278,7 +280,7 @@ class Exchange:
         if self.ended:
             return
         assert self.admission is not None
-        wait_s = self.admission.deployment.retry_after_s
+        wait_s = self.admission.deployment.policy.retry_after_s
         refusal = unavailable(f"no answer from the engine: {cause}", retry_after_s=wait_s, code="engine_unavailable")
         self._refuse(refusal, outcome="upstream_failed")
 
@@ -316,13 +318,20 @@ class Exchange:
             self.quiet_since = at
             return
         assert self.admission is not None
-        deployment = self.admission.deployment
-        if self.first_byte_at and at - self.quiet_since > deployment.stall_timeout_s:
-            self._upstream_broken(f"nothing came for {deployment.stall_timeout_s:g} s in the middle of an answer")
-        elif not self.first_byte_at and at - self.quiet_since > deployment.first_byte_timeout_s:
-            self._upstream_broken(f"no first byte within {deployment.first_byte_timeout_s:g} s")
+        policy = self.admission.deployment.policy
+        if self.first_byte_at and at - self.quiet_since > policy.stall_timeout_s:
+            self._upstream_broken(f"nothing came for {policy.stall_timeout_s:g} s in the middle of an answer")
+        elif not self.first_byte_at and at - self.quiet_since > policy.first_byte_timeout_s:
+            self._upstream_broken(f"no first byte within {policy.first_byte_timeout_s:g} s")
 
     # The end.
+
+    def _result(self, outcome: Outcome) -> Result:
+        if outcome in ("upstream_failed", "truncated"):
+            return Result("failed")
+        if outcome != "complete":
+            return WITHDRAWN
+        return Result("answered", first_delta_s=self.first_byte_at - self.seated_at)
 
     def _give_connection_back(self) -> None:
         connection, self.connection = self.connection, None
@@ -389,7 +398,7 @@ class Exchange:
             self.client.write(last)
         if seats is not None and admission is not None:
             self.seats = None
-            admission.leave(seats)
+            admission.leave(seats, self._result(outcome))
         self.client.exchange_ended(self)
 
 

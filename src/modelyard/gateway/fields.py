@@ -186,7 +186,7 @@ def upstream_body(parsed: Parsed, deployment: Deployment) -> bytes:
     for name in deployment.refused_fields:
         if fields.get(name) is not None:
             raise invalid(f"{name} is not supported by the engine behind {deployment.name!r}", name)
-    if stripped and deployment.unknown_fields == "refuse":
+    if stripped and deployment.policy.unknown_fields == "refuse":
         name = min(stripped)[:64]
         raise Refusal(400, f"unknown field {name!r}", code="unknown_parameter", param=name)
     # We always ask for usage: the journal has it, and the lane withholds it from who did not ask.

@@ -8,7 +8,7 @@ import time
 from modelyard.gateway.service import Service
 from modelyard.records.keys import KeyCreated
 from modelyard.records.secrets import key_record
-from modelyard.records.topology import Deployment, Replica, Topology
+from modelyard.records.topology import Deployment, Policy, Replica, Topology
 
 # A foreign engine's context is unknown here; the engine itself refuses what does not fit.
 UNKNOWN_CONTEXT = 0
@@ -27,7 +27,7 @@ def fixed_topology(model: str, engine_model: str, upstreams: list[str], max_in_f
         created_at=int(time.time()),
         replicas=replicas,
         open=True,
-        max_queued=1024,
+        policy=Policy(max_queued=1024),
     )
     return Topology(generation=1, deployments=(deployment,))
 

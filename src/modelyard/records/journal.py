@@ -13,10 +13,24 @@ Outcome = Literal[
 UsageSource = Literal["engine", "estimated", "none"]
 
 
+class Attempt(Record):
+    """One sending of a request to one launch that brought no answer to the client. `began_s` and `ended_s` count from
+    the request's first byte; `cause` is ours, never an engine's text."""
+
+    replica: str
+    launch: str
+    began_s: float
+    ended_s: float
+    kind: Literal["refused", "failed", "late", "hedge_lost"]
+    cause: str = ""
+
+
 class RequestRecord(Record, tag_field="schema", tag="request/v1", kw_only=False):
     """Times: `at` is Unix seconds of the first byte; the others are seconds since then (0 where it never came to it).
     `status` is what the client was told. Tokens come from the engine's own count (`usage_source` engine), or from the
-    number of relayed events (estimated). `worker` and `sequence` name the record; `replica` and `launch` the engine.
+    number of relayed events (estimated). `cost_pico` is in millionths of a millionth of the prices' currency.
+    `tried` are sendings before (or beside) the one that was answered; `resumed` counts replicas that died in the middle
+    of it. `worker` and `sequence` name the record; `replica` and `launch` the engine.
 
     The gateway fills it by position, for every request: 24 keywords cost msgspec 1 µs, 24 positions 0.15."""
 
@@ -44,3 +58,7 @@ class RequestRecord(Record, tag_field="schema", tag="request/v1", kw_only=False)
     usage_source: UsageSource = "none"
     error: str = ""
     decision: Decision | None = None
+    cost_pico: int = 0
+    trace_id: str = ""
+    tried: tuple[Attempt, ...] = ()
+    resumed: int = 0

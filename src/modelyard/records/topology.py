@@ -18,10 +18,22 @@ class Replica(Record):
     draining: bool = False
 
 
+class Policy(Record):
+    """How a deployment's requests are treated, as its operator wants it. `retry_after_s` is what clients are told where
+    nothing better is known."""
+
+    retry_after_s: int = 2
+    max_queued: int = 64
+    queue_timeout_s: float = 30.0
+    first_byte_timeout_s: float = 600.0
+    stall_timeout_s: float = 300.0
+    unknown_fields: Literal["strip", "refuse"] = "strip"
+
+
 class Deployment(Record):
     """What is served under one public name. `engine_model` is the name that the engine itself answers to.
-    While `open` is false nothing is routed, `reason` says why, and clients are told to retry after `retry_after_s`.
-    `refused_fields` are request fields that the engine cannot honour: a request that sets one is told so."""
+    While `open` is false nothing is routed and `reason` says why. `refused_fields` are request fields that the engine
+    cannot honour: a request that sets one is told so."""
 
     name: str
     engine_model: str
@@ -30,13 +42,8 @@ class Deployment(Record):
     replicas: tuple[Replica, ...] = ()
     open: bool = False
     reason: str = ""
-    retry_after_s: int = 2
-    max_queued: int = 64
-    queue_timeout_s: float = 30.0
-    first_byte_timeout_s: float = 600.0
-    stall_timeout_s: float = 300.0
-    unknown_fields: Literal["strip", "refuse"] = "strip"
     refused_fields: tuple[str, ...] = ()
+    policy: Policy = Policy()
 
 
 class Topology(Record, tag_field="schema", tag="topology/v1"):
