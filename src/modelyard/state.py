@@ -47,6 +47,11 @@ class StateDirectory:
         return self.root / "environments"
 
     @property
+    def locks(self) -> Path:
+        """Locks of engines' builds that were made here, from an index that the operator named."""
+        return self.root / "locks"
+
+    @property
     def package_cache(self) -> Path:
         """What uv has fetched for environments, on their own disk so that files are linked: node.package_cache."""
         return self.root / "package-cache" / "uv"
