@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from modelyard.gateway.dialects.anthropic_answer import MessageStream, message
+from modelyard.gateway.dialects.anthropic_answer import MessageStream, Untellable, message
 from modelyard.gateway.dialects.anthropic_request import (
     NAMES,
     CountCall,
@@ -23,6 +23,7 @@ from modelyard.gateway.dialects.native import MESSAGE_ENDS, NativeSpeaker
 from modelyard.gateway.dialects.rewrite import RewriteLane
 from modelyard.gateway.dialects.tokens import parsed_tokenize
 from modelyard.gateway.lanes import BrokenStream, Usage
+from modelyard.gateway.refusals import Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,10 @@ class MessagesSpeaker:
 
     def whole(self, body: bytes) -> tuple[bytes, Usage | None, str]:
         answer = decode(body)
-        return message(answer, self.message_id, self.model), answer.usage, ""
+        try:
+            return message(answer, self.message_id, self.model), answer.usage, ""
+        except Untellable as error:
+            raise Refusal(502, f"{error}; ask again", code="tool_arguments_invalid") from None
 
 
 class _Counted(msgspec.Struct):

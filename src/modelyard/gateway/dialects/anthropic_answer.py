@@ -10,6 +10,11 @@ from modelyard.gateway.dialects.chat import ChatUsage, Choice, Completion, Messa
 from modelyard.gateway.dialects.sse import encode_json, event
 from modelyard.gateway.lanes import BrokenStream
 
+
+class Untellable(BrokenStream):
+    """A call that the dialect has no words for."""
+
+
 _STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
 
 
@@ -36,7 +41,7 @@ def stop_of(finish_reason: str | None, stop_text: str | None, *, tools_used: boo
 
 
 def message(answer: Completion, message_id: str, model: str) -> bytes:
-    """The whole answer. Raises BrokenStream where a call's arguments are no JSON object: they cannot be told."""
+    """The whole answer. Raises Untellable where a call's arguments are no JSON object."""
     choice, said = only_choice(answer)
     blocks: list[dict[str, Any]] = []
     if said.thought:
@@ -77,7 +82,7 @@ def call_id(call: ToolCall, number: int, message_id: str) -> str:
 def _is_torn(call: ToolCall) -> bool:
     try:
         input_of(_called(call)[1])
-    except BrokenStream:
+    except Untellable:
         return True
     return False
 
@@ -86,7 +91,7 @@ def input_of(arguments: str) -> dict[str, Any]:
     try:
         return msgspec.json.decode(arguments or "{}", type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise BrokenStream("the model called a tool with arguments that are no JSON object") from None
+        raise Untellable("the model called a tool with arguments that are no JSON object") from None
 
 
 class MessageStream:
@@ -144,8 +149,9 @@ class MessageStream:
 
     def _start(self, out: list[bytes]) -> None:
         self._started = True
-        head = {**_head(self._id, self._model), "content": [], "stop_reason": None, "stop_sequence": None}
-        out.append(event("message_start", {"type": "message_start", "message": {**head, "usage": usage_value(None)}}))
+        nothing: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None}
+        message = {**_head(self._id, self._model), **nothing, "usage": usage_value(None)}
+        out.append(event("message_start", {"type": "message_start", "message": message}))
 
     def _open(self, out: list[bytes], block: dict[str, Any]) -> None:
         if not self._started:

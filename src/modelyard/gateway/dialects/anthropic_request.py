@@ -214,16 +214,17 @@ def _others(role: str, blocks: list[Block]) -> list[Object]:
     for block in blocks:
         match block:
             case TextBlock():
-                if not made or made[-1]["role"] != role:
-                    made.append({"role": role, "content": []})
-                made[-1]["content"].append({"type": "text", "text": block.text})
+                last = made[-1] if made and made[-1]["role"] == role else None
+                if last is None:
+                    made.append({"role": role, "content": block.text})
+                elif isinstance(last["content"], str):
+                    last["content"] = [{"type": "text", "text": text} for text in (last["content"], block.text)]
+                else:
+                    last["content"].append({"type": "text", "text": block.text})
             case ToolResult() if role == "user":
                 made.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": _joined(block.content)})
             case _:
                 raise invalid(f"messages: a block of this kind does not belong into what the {role} said", "messages")
-    for one in made:
-        if isinstance(one["content"], list) and len(one["content"]) == 1:
-            one["content"] = one["content"][0]["text"]
     return made
 
 

@@ -4,12 +4,13 @@ Only events that hold the one get the other beside it; all else of the stream tr
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import msgspec
 
 from modelyard.gateway.dialects.sse import encode_json
-from modelyard.gateway.lanes import RawLane
+from modelyard.gateway.lanes import RawLane, Usage, usage_of
 
 Field = Literal["reasoning", "reasoning_content"]
 _OTHER: dict[Field, Field] = {"reasoning": "reasoning_content", "reasoning_content": "reasoning"}
@@ -60,9 +61,10 @@ def with_both_names(data: bytes, field: Field) -> bytes:
     for choice in _items(_part(value, "choices")):
         for name in ("delta", "message"):
             holder = _part(choice, name)
-            if isinstance(holder, dict) and isinstance(cast("dict[str, Any]", holder).get(field), str):
+            thought = _part(holder, field)
+            if isinstance(thought, str):
                 found = True
-                cast("dict[str, Any]", holder).setdefault(other, holder[field])
+                holder.setdefault(other, thought)
     return encode_json(value) if found else data
 
 
@@ -72,3 +74,17 @@ def _part(value: Any, name: str) -> Any:
 
 def _items(value: Any) -> list[Any]:
     return cast("list[Any]", value) if isinstance(value, list) else []
+
+
+@dataclass(frozen=True, slots=True)
+class BothNamesSpeaker:
+    """Gives answers of an engine that calls thoughts `field`."""
+
+    field: Field
+
+    def lane(self, *, usage_asked: bool, chunked: bool) -> BothNamesLane:
+        return BothNamesLane(usage_asked, chunked, self.field)
+
+    def whole(self, body: bytes) -> tuple[bytes, Usage | None, str]:
+        usage = usage_of(body)
+        return with_both_names(body, self.field), usage, ""

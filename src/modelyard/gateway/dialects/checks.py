@@ -10,15 +10,13 @@ from typing import Any, cast
 
 import msgspec
 
-from modelyard.gateway.dialects.chat import Completion, Message, ToolCall, decode
-from modelyard.gateway.dialects.dialect import Lane
+from modelyard.gateway.dialects.chat import Completion, Message, ToolCall, decode, only_choice
+from modelyard.gateway.dialects.dialect import Lane, Speaker
 from modelyard.gateway.dialects.schema import breaks
 from modelyard.gateway.dialects.sse import EventSplitter
 from modelyard.gateway.fields import AnyCall, ChatCall
-from modelyard.gateway.lanes import BrokenStream, Usage
+from modelyard.gateway.lanes import BrokenStream, RawLane, Usage, usage_of
 from modelyard.gateway.limits import FIELDS
-
-HEADER = b"x-modelyard-answer-check"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,3 +157,32 @@ class CheckedLane:
 
     def failed(self, message: str, code: str) -> bytes:
         return self._lane.failed(message, code)
+
+
+class PlainSpeaker:
+    """Gives answers as they come."""
+
+    def lane(self, *, usage_asked: bool, chunked: bool) -> Lane:
+        return RawLane(usage_asked, chunked)
+
+    def whole(self, body: bytes) -> tuple[bytes, Usage | None, str]:
+        return body, usage_of(body), ""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckingSpeaker:
+    """Another speaker, whose answers are looked at."""
+
+    speaker: Speaker
+    expectation: Expectation
+
+    def lane(self, *, usage_asked: bool, chunked: bool) -> Lane:
+        return CheckedLane(self.speaker.lane(usage_asked=usage_asked, chunked=chunked), self.expectation)
+
+    def whole(self, body: bytes) -> tuple[bytes, Usage | None, str]:
+        out, usage, _ = self.speaker.whole(body)
+        try:
+            choice, said = only_choice(decode(body))
+        except BrokenStream:
+            return out, usage, ""
+        return out, usage, self.expectation.verdict(said, choice.finish_reason)

@@ -1,17 +1,16 @@
-"""What a dialect is to the rest of the gateway: requests read, ways chosen, answers turned back."""
+"""What a dialect is to the rest of the gateway: requests read, answers turned back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
 
-from modelyard.gateway.fields import Parsed, parse, upstream_body
+from modelyard.gateway.fields import Parsed, parse
 from modelyard.gateway.lanes import Usage
 from modelyard.gateway.refusals import Refusal
-from modelyard.records.topology import Deployment
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 MESSAGES, COUNT_TOKENS, RESPONSES = "/v1/messages", "/v1/messages/count_tokens", "/v1/responses"
@@ -50,17 +49,19 @@ class Speaker(Protocol):
 
     def whole(self, body: bytes) -> tuple[bytes, Usage | None, str]:
         """The client's body, the usage, and what a check of the answer found wrong ("" if nothing). Raises
-        BrokenStream where the engine's answer cannot be told truthfully."""
+        BrokenStream where the engine's answer is none, Refusal where the dialect has no words for it."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """Where a request goes at the engine, with which body, and who turns the answer back (None: nobody need)."""
+    """Where a request goes at the engine, with which body, and who turns the answer back (None: nobody need).
+    `names` are those of the engine's fields that the client calls otherwise."""
 
     endpoint: str
     body: bytes
     speaker: Speaker | None
+    names: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,31 +79,6 @@ class Spoken:
     names: dict[str, str]
     stripped: frozenset[str]
 
-    def toward(self, deployment: Deployment) -> Sending:
-        """Raises Refusal: 501 where the deployment's engine has neither, 400 for a field that it cannot have."""
-        if self.stripped and deployment.policy.unknown_fields == "refuse":
-            name = min(self.stripped)[:64]
-            raise Refusal(400, f"unknown field {name!r}", code="unknown_parameter", param=name)
-        if self.endpoint in deployment.endpoints:
-            return Sending(self.endpoint, self.native(deployment.engine_model), self.native_speaker)
-        if self.over == self.endpoint or self.over not in deployment.endpoints:
-            raise not_served(self.endpoint, deployment)
-        try:
-            return Sending(self.over, upstream_body(self.parsed, deployment), self.speaker)
-        except Refusal as refusal:
-            raise renamed(refusal, self.names) from None
-
-
-def not_served(endpoint: str, deployment: Deployment) -> Refusal:
-    engine = deployment.engine or "the engine"
-    served = ", ".join(sorted(deployment.endpoints))
-    return Refusal(
-        501,
-        f"{engine}, the engine behind {deployment.name!r}, has no {endpoint}, and nothing that it could be made of; "
-        f"it has {served}: ask one of these, or a deployment whose engine has it",
-        code="endpoint_not_served",
-    )
-
 
 def as_chat(fields: dict[str, Any], names: dict[str, str]) -> Parsed:
     """`fields` as a chat request, with every check that one goes through. Raises Refusal in the dialect's names."""
@@ -112,7 +88,7 @@ def as_chat(fields: dict[str, Any], names: dict[str, str]) -> Parsed:
         raise renamed(refusal, names) from None
 
 
-def renamed(refusal: Refusal, names: dict[str, str]) -> Refusal:
+def renamed(refusal: Refusal, names: Mapping[str, str]) -> Refusal:
     """The refusal of a chat field under the name that the client knows."""
     param = refusal.param or ""
     if (theirs := names.get(param)) is not None:

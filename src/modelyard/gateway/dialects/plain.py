@@ -8,7 +8,7 @@ from typing import cast
 import msgspec
 from msgspec import Struct
 
-from modelyard.gateway.dialects.bounds import Name
+from modelyard.gateway.dialects.bounds import Name, Object
 from modelyard.gateway.dialects.dialect import Spoken
 from modelyard.gateway.fields import AnyCall, Parsed
 
@@ -41,7 +41,7 @@ class PlainCall(Struct, kw_only=True, omit_defaults=True):
 def plain(endpoint: str, call: PlainCall, unknown: frozenset[str]) -> Spoken:
     """A request that is sent on under the engine's name of the model."""
     compact = msgspec.json.encode(call)
-    fields = msgspec.json.decode(compact, type=dict)
+    fields = msgspec.json.decode(compact, type=Object)
     return Spoken(
         endpoint=endpoint,
         over=endpoint,
