@@ -48,6 +48,6 @@ def explained(error: msgspec.ValidationError) -> Refusal:
     what, at, field = match["what"], match["at"] or "", match["field"] or ""
     if not at and (missing := _MISSING.search(what)) is not None:
         return invalid(f"{missing[1]} is missing", missing[1])
-    if at.endswith(".type") and "Invalid value" in what:
+    if at.endswith(".type") and what.startswith(("Invalid value", "Invalid enum value")):
         what += "; nothing but text and calls of the client's own tools is read here, and no address is ever fetched"
     return invalid(f"{at}: {what}"[:512], field or None)
