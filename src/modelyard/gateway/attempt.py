@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from modelyard.gateway.breaker import Event
+from modelyard.gateway.dialects.dialect import Lane, Speaker
 from modelyard.gateway.lanes import BrokenStream, EngineErred, RawLane, Usage, WholeLane, usage_of
 from modelyard.gateway.limits import WIRE
 from modelyard.gateway.refusals import Refusal
@@ -62,15 +63,18 @@ class Reader(Protocol):
 
 
 class Holder(Protocol):
-    """The request that attempts are made for. `attempts` counts sendings, `bytes_out` what its client was sent."""
+    """The request that attempts are made for. `attempts` counts sendings, `bytes_out` what its client was sent;
+    `endpoint` is the engine's, and `speaker` turns its answer into the client's dialect (None: it is that already)."""
 
     ended: bool
     stream: bool
     usage_asked: bool
     attempts: int
     bytes_out: int
+    endpoint: str
     body: bytes
     request: Request
+    speaker: Speaker | None
 
     @property
     def client(self) -> Reader: ...
@@ -83,8 +87,8 @@ class Holder(Protocol):
         """The stream is whole; `last` are its last bytes for the client."""
         ...
 
-    def attempt_answered(self, attempt: Attempt, body: bytes, usage: Usage | None) -> None:
-        """A plain answer is whole."""
+    def attempt_answered(self, attempt: Attempt, body: bytes, usage: Usage | None, verdict: str) -> None:
+        """A plain answer is whole; `verdict` is what a check of it found wrong."""
         ...
 
     def attempt_refused(self, attempt: Attempt, refusal: Refusal) -> None:
@@ -96,8 +100,8 @@ class Holder(Protocol):
 
 class Attempt:
     """`seats` is a seat held for it by its holder, from before it begins until after its end. It is `over` once its
-    connection has been given back or closed. `relaying` once a piece of its answer has gone to the client: until then
-    the engine's events are held back."""
+    connection has been given back or closed. `lane` is how its answer travels, where that is a stream; `relaying` once
+    a piece of it has gone to the client: until then the engine's events are held back."""
 
     progressed = True
     relaying = over = False
@@ -106,8 +110,9 @@ class Attempt:
     error_status = 0
     retry_after = b""
     connection: UpstreamConnection | None = None
+    lane: Lane | None = None
     _held = b""
-    _lane: RawLane | WholeLane | None = None
+    _whole: WholeLane | None = None
     _connecting: asyncio.Task[None] | None = None
 
     def __init__(self, holder: Holder, seats: Seats, began: float) -> None:
@@ -126,7 +131,7 @@ class Attempt:
         holder.attempts += 1
         if holder.client.paused:
             connection.pause()
-        connection.send(self, _request_bytes(holder.request.route.endpoint, holder.body))
+        connection.send(self, _request_bytes(holder.endpoint, holder.body))
 
     async def _connect(self) -> None:
         try:
@@ -173,11 +178,11 @@ class Attempt:
 
     def usage(self) -> Usage | None:
         """As far as the engine has stated it."""
-        return self._lane.usage if isinstance(self._lane, RawLane) else None
+        return self.lane.usage if self.lane is not None else None
 
     def events(self) -> int:
         """Pieces of a stream so far."""
-        return self._lane.events if isinstance(self._lane, RawLane) else 0
+        return self.lane.events if self.lane is not None else 0
 
     def check_progress(self, at: float, policy: Policy) -> None:
         """An engine that sends nothing for too long is given up. A client that reads slowly holds the engine back by
@@ -193,16 +198,21 @@ class Attempt:
     # The engine's side.
 
     def upstream_head(self, status: int, content_type: bytes, retry_after: bytes) -> None:
+        holder = self.holder
         if status != 200:
             self.error_status, self.retry_after = status, retry_after
-        elif self.holder.stream and content_type.startswith(b"text/event-stream"):
-            self._lane = RawLane(self.holder.usage_asked, self.holder.request.chunked_allowed)
+        elif holder.stream and content_type.startswith(b"text/event-stream"):
+            usage_asked, chunked = holder.usage_asked, holder.request.chunked_allowed
+            if holder.speaker is None:
+                self.lane = RawLane(usage_asked, chunked)
+            else:
+                self.lane = holder.speaker.lane(usage_asked=usage_asked, chunked=chunked)
             return
-        self._lane = WholeLane()
+        self._whole = WholeLane()
 
     def upstream_chunk(self, raw: bytes) -> bool:
-        lane = self._lane
-        if not self.relaying or type(lane) is not RawLane or not lane.passes(raw):
+        lane = self.lane
+        if not self.relaying or lane is None or not lane.passes(raw):
             return False
         self.progressed = True
         holder = self.holder
@@ -211,19 +221,19 @@ class Attempt:
         return True
 
     def upstream_read(self, raw: bytes, pieces: list[bytes], done: bool) -> None:
-        lane = self._lane
+        lane, whole = self.lane, self._whole
         try:
-            if type(lane) is RawLane:
+            if lane is not None:
                 out = lane.read(raw, pieces, done)
                 if done:
                     self._streamed(lane, out)
                 elif out:
                     self._relay(lane, out)
-            elif type(lane) is WholeLane:
+            elif whole is not None:
                 self.progressed = True
-                lane.read(pieces)
+                whole.read(pieces)
                 if done:
-                    self._answered(lane.body())
+                    self._answered(whole.body())
         except BrokenStream as broken:
             self._broken(broken)
 
@@ -244,7 +254,7 @@ class Attempt:
         else:
             self.fail("lost", cause)
 
-    def _relay(self, lane: RawLane, out: bytes) -> None:
+    def _relay(self, lane: Lane, out: bytes) -> None:
         holder = self.holder
         if not self.relaying:
             if not lane.has_delta:
@@ -265,7 +275,7 @@ class Attempt:
         held, self._held = self._held, b""
         return self.holder.attempt_begins_answer(self) + held
 
-    def _streamed(self, lane: RawLane, out: bytes) -> None:
+    def _streamed(self, lane: Lane, out: bytes) -> None:
         if not self.relaying:
             out = self._begin_answer() + out
         self.give_connection_back()
@@ -276,11 +286,20 @@ class Attempt:
             self.give_connection_back()
             self._say_no(body)
             return
-        usage = usage_of(body)
+        speaker, verdict = self.holder.speaker, ""
         if self.holder.stream:
             raise BrokenStream("the engine answered a stream with a plain body")
+        if speaker is None:
+            usage = usage_of(body)
+        else:
+            try:
+                body, usage, verdict = speaker.whole(body)
+            except Refusal as refusal:
+                self.give_connection_back()
+                self.holder.attempt_refused(self, refusal)
+                return
         self.give_connection_back()
-        self.holder.attempt_answered(self, body, usage)
+        self.holder.attempt_answered(self, body, usage, verdict)
 
     def _say_no(self, body: bytes) -> None:
         refusal = _refusal(self.error_status, self.retry_after, body)

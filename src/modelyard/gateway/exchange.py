@@ -5,18 +5,22 @@ ends exactly once, in `_end`. Whatever happens first decides: a later event find
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from time import monotonic as now
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Result
 from modelyard.gateway.attempt import Attempt, Failure, Reader
 from modelyard.gateway.breaker import CLOSED, Event, learned
-from modelyard.gateway.fields import parse, upstream_body, usage_asked
+from modelyard.gateway.dialects.dialect import Speaker, renamed
+from modelyard.gateway.dialects.registry import READERS
+from modelyard.gateway.dialects.ways import direct, spoken
+from modelyard.gateway.fields import parse, usage_asked
 from modelyard.gateway.heads import json_response, stream_head
 from modelyard.gateway.lanes import LAST_CHUNK, Usage, chunk
-from modelyard.gateway.refusals import Refusal, error_event, unavailable, unknown_model
+from modelyard.gateway.refusals import Refusal, unavailable, unknown_model
 from modelyard.gateway.request import Request
 from modelyard.gateway.seats import Seats
 from modelyard.gateway.worker import Worker
@@ -51,7 +55,10 @@ class Exchange:
     attempts = 0
     bytes_out = 0
     seated_at = first_byte_at = 0.0
+    endpoint = ""
     body = b""
+    speaker: Speaker | None = None
+    names: Mapping[str, str] = MappingProxyType({})
     warning = b""
     admission: Admission | None = None
     asking = Asking()
@@ -82,7 +89,9 @@ class Exchange:
         """All that can be refused before a seat is asked for. Returns the door to ask at."""
         request, worker = self.request, self.worker
         endpoint = request.route.endpoint
-        parsed = parse(request.body, endpoint)
+        reader = READERS.get(endpoint)
+        asked = reader(request.body, request.id) if reader is not None else None
+        parsed = parse(request.body, endpoint) if asked is None else asked.parsed
         call = parsed.call
         self.stream = call.stream is True
         self.usage_asked = self.stream and usage_asked(call)
@@ -91,9 +100,14 @@ class Exchange:
             raise unknown_model(call.model)
         self.admission = admission
         worker.keyring.authorize(request.key, call.model, endpoint)
-        self.body = upstream_body(parsed, admission.deployment)
-        if parsed.stripped:
-            self.warning = _warning(parsed.stripped)
+        deployment = admission.deployment
+        sending = direct(parsed, endpoint, deployment) if asked is None else spoken(asked, deployment)
+        self.endpoint, self.body, self.speaker = sending.endpoint, sending.body, sending.speaker
+        self.names = sending.names
+        if request.route.shape == "anthropic":
+            self.warning = b"request-id: %b\r\n" % request.id.encode()
+        if stripped := parsed.stripped if asked is None else asked.stripped:
+            self.warning += _warning(stripped)
         self.asking = Asking(key_id=request.key.id)
         return admission
 
@@ -123,17 +137,20 @@ class Exchange:
 
     def attempt_streamed(self, attempt: Attempt, usage: Usage | None, last: bytes) -> None:
         self.bytes_out += len(last)
-        self._end("complete", 200, usage, last, events=attempt.events())
+        verdict = attempt.lane.verdict if attempt.lane is not None else ""
+        self._end("complete", 200, usage, last, events=attempt.events(), error=verdict)
 
-    def attempt_answered(self, attempt: Attempt, body: bytes, usage: Usage | None) -> None:
+    def attempt_answered(self, attempt: Attempt, body: bytes, usage: Usage | None, verdict: str) -> None:
         self.first_byte_at = now()
-        request = self.request
-        out = json_response(body, request.id, self._notes(), keep_alive=request.keep_alive)
+        request, fields = self.request, self._notes()
+        if verdict:
+            fields += b"x-modelyard-answer-check: %b\r\n" % verdict.encode()
+        out = json_response(body, request.id, fields, keep_alive=request.keep_alive)
         self.bytes_out = len(out)
-        self._end("complete", 200, usage, out)
+        self._end("complete", 200, usage, out, error=verdict)
 
     def attempt_refused(self, attempt: Attempt, refusal: Refusal) -> None:
-        self._refuse(refusal)
+        self._refuse(renamed(refusal, self.names))
 
     def attempt_failed(self, attempt: Attempt, failure: Failure) -> None:
         """Before the first piece of an answer another replica is asked, or a plain error told; after it an error event:
@@ -201,9 +218,9 @@ class Exchange:
 
     def _cut_short(self, outcome: Outcome, message: str, *, error: str) -> None:
         """End a stream that has begun: the client is told by an event, and by the end of the connection."""
-        assert self.attempt is not None
+        assert self.attempt is not None and self.attempt.lane is not None
         self.request.keep_alive = False
-        event = error_event(message, code=outcome)
+        event = self.attempt.lane.failed(message, outcome)
         out = chunk(event) + LAST_CHUNK if self.request.chunked_allowed else event
         self.bytes_out += len(out)
         self._end(outcome, 200, self.attempt.usage(), out, events=self.attempt.events(), error=error)
@@ -277,7 +294,7 @@ class Exchange:
         if refusal.status == 503 and outcome == "refused":
             outcome = "unavailable"
         request = self.request
-        out = refusal.response(request.id, keep_alive=request.keep_alive)
+        out = refusal.response(request.id, keep_alive=request.keep_alive, shape=request.route.shape)
         request.keep_alive = request.keep_alive and not refusal.close
         self.bytes_out = len(out)
         self._end(outcome, refusal.status, None, out, error=refusal.code)

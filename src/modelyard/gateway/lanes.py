@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from modelyard.gateway.limits import WIRE
+from modelyard.gateway.refusals import error_event
 
 _USAGE = b'"usage"'
 # How an event begins that tells of a failure. Inside a JSON string quotes are escaped: no text of a model looks so.
@@ -96,9 +97,11 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 class RawLane:
     """An event stream. `events` counts pieces with content, the fallback where no usage ever comes. `has_delta` once an
-    event held a piece of the answer: until then nothing has been said that another replica would not say again."""
+    event held a piece of the answer: until then nothing has been said that another replica would not say again.
+    `verdict` is what a check of the answer found wrong, where one is made (dialects.checks)."""
 
     __slots__ = ("_chunked", "_held", "_last", "_usage_asked", "events", "has_delta", "usage")
+    verdict = ""
 
     def __init__(self, usage_asked: bool, chunked: bool) -> None:
         self._usage_asked, self._chunked = usage_asked, chunked
@@ -156,8 +159,17 @@ class RawLane:
             self.has_delta = holds_delta(out)
         if _has_usage(out):
             out = b"".join(event + _END_OF_EVENT for event in out[:-2].split(_END_OF_EVENT) if self._keep(event))
+        out = self._told(out)
         framed = chunk(out) if out and self._chunked else out
         return framed + self._finish() if done else framed
+
+    def _told(self, events: bytes) -> bytes:
+        """Whole events as the client gets them."""
+        return events
+
+    def failed(self, message: str, code: str) -> bytes:
+        """The event that tells the client that this stream cannot go on."""
+        return error_event(message, code=code)
 
     def _keep(self, event: bytes) -> bool:
         """Learns usage from an event; False for a usage-only event that the client did not ask for."""

@@ -76,7 +76,9 @@ class Worker:
         try:
             return 200, self._json(request, self._local_answer(request))
         except Refusal as refusal:
-            return refusal.status, refusal.response(request.id, keep_alive=request.keep_alive)
+            return refusal.status, refusal.response(
+                request.id, keep_alive=request.keep_alive, shape=request.route.shape
+            )
 
     def _local_answer(self, request: Request) -> object:
         match request.route.kind:

@@ -53,7 +53,8 @@ class Policy(Record):
 class Deployment(Record):
     """What is served under one public name. `engine_model` is the name that the engine itself answers to.
     While `open` is false nothing is routed and `reason` says why. `refused_fields` are request fields that the engine
-    cannot honour: a request that sets one is told so."""
+    cannot honour: a request that sets one is told so. `engine` is its name; `endpoints` are those that it has itself;
+    `reasoning_field` is what it calls a model's thoughts, where it tells them at all."""
 
     name: str
     engine_model: str
@@ -63,6 +64,9 @@ class Deployment(Record):
     open: bool = False
     reason: str = ""
     refused_fields: tuple[str, ...] = ()
+    engine: str = ""
+    endpoints: tuple[str, ...] = ("/v1/chat/completions", "/v1/completions")
+    reasoning_field: Literal["", "reasoning", "reasoning_content"] = ""
     policy: Policy = Policy()
 
 
