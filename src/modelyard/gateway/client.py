@@ -215,7 +215,9 @@ class ClientConnection(asyncio.Protocol):
         if request.hosts > 1 or (request.hosts == 0 and version == "1.1"):
             raise Refusal(400, "exactly one Host is needed", code="bad_request", close=True)
         if request.hosts and not is_host(request.host):
-            raise Refusal(400, "this is no Host: a name or an address, perhaps with a port", code="bad_request", close=True)
+            raise Refusal(
+                400, "this is no Host: a name or an address, perhaps with a port", code="bad_request", close=True
+            )
         if self._parser.should_upgrade():
             raise Refusal(400, "no upgrade is served here", code="bad_request", close=True)
         if not request.target.startswith(b"/"):

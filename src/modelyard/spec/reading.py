@@ -156,5 +156,10 @@ def _with_paths(deployment: Deployment, folder: Path) -> Deployment:
 def _with_tls_paths(gateway: Gateway, folder: Path) -> Gateway:
     if gateway.tls is None:
         return gateway
-    tls = Tls(cert=absolute(gateway.tls.cert, folder), key=absolute(gateway.tls.key, folder))
+    authorities = gateway.tls.client_ca
+    tls = Tls(
+        cert=absolute(gateway.tls.cert, folder),
+        key=absolute(gateway.tls.key, folder),
+        client_ca=absolute(authorities, folder) if authorities is not None else None,
+    )
     return msgspec.structs.replace(gateway, tls=tls)

@@ -65,6 +65,13 @@ class Timeouts(Record, forbid_unknown_fields=True):
 class Tls(Record, forbid_unknown_fields=True):
     cert: Annotated[str, Meta(description="Certificate chain in PEM; a path relative to this file.")]
     key: Annotated[str, Meta(description="Private key in PEM; a path relative to this file.")]
+    client_ca: Annotated[
+        str | None,
+        Meta(
+            description="Let in only clients with a certificate of these authorities (PEM; a path relative to this "
+            "file). A key is asked of them all the same."
+        ),
+    ] = None
 
 
 class Gateway(Record, forbid_unknown_fields=True):
@@ -74,7 +81,18 @@ class Gateway(Record, forbid_unknown_fields=True):
         str, Meta(min_length=1, description="Address to listen on; beyond loopback a key and TLS are needed.")
     ] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")] = 8000
-    tls: Annotated[Tls | None, Meta(description="Serve HTTPS with this certificate.")] = None
+    tls: Annotated[
+        Tls | None, Meta(description="Serve HTTPS with this certificate; new files are taken in as they appear.")
+    ] = None
+    connections_per_address: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="Connections that one address (of IPv6: one /64 network) may hold; this machine's own are not "
+            "counted. Raise it where a proxy on another machine speaks for all clients.",
+        ),
+    ] = 1024
 
 
 class Deployment(Record, forbid_unknown_fields=True):
