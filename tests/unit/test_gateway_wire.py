@@ -104,11 +104,10 @@ def test_a_body_that_comes_too_slowly_is_not_waited_for(world: World, monkeypatc
     client, to_client = world.client()
     request = body_of(100_000)
     client.data_received(request[:5_000])
-    window_s, rate = world.wire.rate_window_s, world.wire.least_bytes_per_s
+    window_s = world.wire.rate_window_s
     assert client.deadline <= time.monotonic() + window_s
     later(world, client, monkeypatch, window_s + 1)
-    assert statuses(to_client.take()) == (408,)
-    assert 5_000 < rate * window_s
+    assert statuses(to_client.take()) == (408,), "less than a kilobyte in a second"
 
 
 def test_a_body_that_comes_fast_enough_is_waited_for_up_to_its_deadline(

@@ -37,6 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("observe", "verify"),
     ("optimise", "targets"),
     ("control", "fronts"),
+    ("selftest",),
     ("yard", "cli", "console"),
 )
 # Within the first row, the error tree is what the rest of the row speaks.

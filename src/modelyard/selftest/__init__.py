@@ -1,1 +1,1 @@
-"""Campaigns that show what the gateway does when clients, engines and machines misbehave; the case tables ship with it."""
+"""Campaigns that hold what we promise against real processes, killed, flooded and lied to."""
