@@ -33,7 +33,7 @@ class FieldLimits:
     """Bounds on what a request may ask for; beyond them it is refused, naming the field."""
 
     json_depth: int = 64
-    json_values: int = 500_000
+    json_values: int = 250_000
     string_characters: int = 4 * 1024 * 1024
     messages: int = 4096
     choices: int = 8
@@ -44,6 +44,8 @@ class FieldLimits:
     tools: int = 128
     schema_bytes: int = 64 * 1024
     schema_depth: int = 16
+    pattern_characters: int = 512
+    prompt_tokens: int = 250_000
     max_tokens: int = 1_048_576
 
 
