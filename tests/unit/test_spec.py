@@ -124,7 +124,7 @@ def test_tls_paths_are_relative_to_the_file(file: Path) -> None:
 
 
 def test_what_becomes_of_requests_is_read_from_the_file(file: Path) -> None:
-    file.write_text(ONE + "isolation: 'off'\nfields: {forward: [a], strip: [b, c], refuse: [d]}\n")
+    file.write_text(ONE + "isolation: shared\nfields: {forward: [a], strip: [b, c], refuse: [d]}\n")
     [deployment] = load(file)
     policy = policy_of(deployment)
     assert (policy.forwarded_fields, policy.stripped_fields, policy.refused_fields) == (("a",), ("b", "c"), ("d",))

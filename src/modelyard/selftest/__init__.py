@@ -1,1 +1,1 @@
-"""Campaigns that hold what we promise against real processes, killed, flooded and lied to."""
+"""Campaigns: what we promise, held against real processes that are killed, flooded and lied to."""

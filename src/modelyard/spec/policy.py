@@ -17,5 +17,5 @@ def policy_of(deployment: Deployment) -> Policy:
         forwarded_fields=deployment.fields.forward,
         stripped_fields=deployment.fields.strip,
         refused_fields=deployment.fields.refuse,
-        salted=deployment.isolation != "off",
+        salted=deployment.isolation != "shared",
     )

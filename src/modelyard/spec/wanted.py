@@ -150,11 +150,11 @@ class Deployment(Record, forbid_unknown_fields=True):
     ] = "strip"
     fields: Annotated[Fields, Meta(description="Exceptions for request fields by name.")] = Fields()
     isolation: Annotated[
-        Literal["off", "salted", "strict"],
+        Literal["shared", "salted", "strict"],
         Meta(
             description="Whether one key can learn from the time of its first token what another has asked: `salted` "
             "keeps the cached prefixes of keys apart where the engine can (vllm), `strict` also switches the prefix "
-            "cache off where it cannot, `off` lets all keys share."
+            "cache off where it cannot, `shared` lets all keys share one."
         ),
     ] = "salted"
 
