@@ -66,7 +66,7 @@ class Timeouts(Record, forbid_unknown_fields=True):
 # operator can mean that for every client.
 NEVER_FORWARDED = frozenset(
     {"api_base", "api_key", "base_url", "cache_salt", "chat_template", "documents", "kv_transfer_params", "messages"}
-    | {"model", "prompt", "prompt_embeds", "stream", "stream_options", "vllm_xargs"}
+    | {"model", "prompt", "prompt_embeds", "stream", "stream_options"}
 )
 FieldName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 FieldNames = Annotated[tuple[FieldName, ...], Meta(max_length=64)]
