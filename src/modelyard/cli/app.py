@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from modelyard import __version__, settings
-from modelyard.cli import engines, keys, models, service
+from modelyard.cli import engines, keys, models, service, teams
 from modelyard.cli.chat import chat
 from modelyard.cli.completion import completion_of
 from modelyard.cli.doctor import doctor
@@ -24,6 +24,7 @@ from modelyard.cli.output import complain, print_json, say
 from modelyard.cli.plan import plan, schema
 from modelyard.cli.status import restart, status, verify
 from modelyard.cli.up import up
+from modelyard.cli.usage import usage
 from modelyard.errors import ModelyardError
 
 EXIT_CODES = (
@@ -52,12 +53,28 @@ def version(json: Json = False) -> None:
         say(f"modelyard {__version__} (Python {platform.python_version()})")
 
 
-VERBS = (up, down, status, doctor, logs, chat, plan, verify, restart, gateway, schema, completion_of(app), version)
+VERBS = (
+    up,
+    down,
+    status,
+    doctor,
+    logs,
+    chat,
+    plan,
+    verify,
+    restart,
+    usage,
+    gateway,
+    schema,
+    completion_of(app),
+    version,
+)
 for verb in VERBS:
     app.command()(verb)
 app.add_typer(models.app, name="models")
 app.add_typer(engines.app, name="engines")
 app.add_typer(keys.app, name="keys")
+app.add_typer(teams.app, name="teams")
 app.add_typer(service.app, name="service")
 
 

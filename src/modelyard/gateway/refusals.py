@@ -10,7 +10,8 @@ from modelyard.gateway.heads import head
 
 
 class Refusal(Exception):
-    """A request that ends with `status` and an OpenAI-shaped error. `close` also ends the connection."""
+    """A request that ends with `status` and an OpenAI-shaped error. `close` also ends the connection; `fields` are
+    more header fields, names and values."""
 
     def __init__(
         self,
@@ -22,10 +23,12 @@ class Refusal(Exception):
         retry_after_s: int | None = None,
         close: bool = False,
         allow: str = "",
+        fields: tuple[tuple[str, str], ...] = (),
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
         self.retry_after_s, self.close, self.allow = retry_after_s, close, allow
+        self.fields = fields
 
     def body(self) -> bytes:
         return error_body(self.status, self.message, code=self.code, param=self.param)
@@ -33,7 +36,7 @@ class Refusal(Exception):
     def response(self, request_id: str, *, keep_alive: bool) -> bytes:
         """The whole response, head and body."""
         body = self.body()
-        fields = [("content-type", "application/json"), ("content-length", str(len(body)))]
+        fields = [("content-type", "application/json"), ("content-length", str(len(body))), *self.fields]
         if self.retry_after_s is not None:
             fields.append(("retry-after", str(self.retry_after_s)))
         if self.allow:
