@@ -72,6 +72,11 @@ class StateDirectory:
         return self.root / "conformance"
 
     @property
+    def selftest(self) -> Path:
+        """What each row of the self-test last found, one file per row and form: selftest."""
+        return self.root / "selftest"
+
+    @property
     def journal(self) -> Path:
         """Finished-request records: the gateway's workers append, everyone else reads."""
         return self.root / "journal"

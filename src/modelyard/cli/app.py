@@ -22,6 +22,7 @@ from modelyard.cli.mistakes import explained
 from modelyard.cli.options import Json
 from modelyard.cli.output import complain, print_json, say
 from modelyard.cli.plan import plan, schema
+from modelyard.cli.selftest import selftest
 from modelyard.cli.status import restart, status, verify
 from modelyard.cli.up import up
 from modelyard.cli.usage import usage
@@ -54,18 +55,7 @@ def version(json: Json = False) -> None:
 
 
 VERBS = (
-    up,
-    down,
-    status,
-    doctor,
-    logs,
-    chat,
-    plan,
-    verify,
-    restart,
-    usage,
-    gateway,
-    schema,
+    *(up, down, status, doctor, logs, chat, plan, verify, restart, usage, gateway, selftest, schema),
     completion_of(app),
     version,
 )
