@@ -30,13 +30,13 @@ def new_key(
     expires_at: float | None = None,
     parent: str | None = None,
     scopes: Scopes | None = None,
-    limits: Limits = UNLIMITED,
-    budgets: Budgets = NO_BUDGET,
+    limits: Limits | None = None,
+    budgets: Budgets | None = None,
 ) -> NewKey:
     """A key of 256 random bits behind a public id of 48."""
     secret = secret_for(secrets.token_hex(ID_CHARACTERS // 2))
     record = key_record(secret, name, now, expires_at, parent, scopes, limits)
-    return NewKey(secret, msgspec.structs.replace(record, budgets=budgets))
+    return NewKey(secret, msgspec.structs.replace(record, budgets=budgets or NO_BUDGET))
 
 
 def new_team(
@@ -45,8 +45,8 @@ def new_team(
     *,
     parent: str | None = None,
     scopes: Scopes | None = None,
-    limits: Limits = UNLIMITED,
-    budgets: Budgets = NO_BUDGET,
+    limits: Limits | None = None,
+    budgets: Budgets | None = None,
 ) -> KeyRecord:
     """A node without a secret. Its id has another length than any key's, so that no secret looks it up."""
     return KeyRecord(
@@ -56,8 +56,8 @@ def new_team(
         created_at=now,
         parent=parent,
         scopes=scopes or Scopes(),
-        limits=limits,
-        budgets=budgets,
+        limits=limits or UNLIMITED,
+        budgets=budgets or NO_BUDGET,
     )
 
 
@@ -68,7 +68,7 @@ def key_record(
     expires_at: float | None = None,
     parent: str | None = None,
     scopes: Scopes | None = None,
-    limits: Limits = UNLIMITED,
+    limits: Limits | None = None,
 ) -> KeyRecord:
     """The record of a secret that was chosen elsewhere."""
     return KeyRecord(
@@ -79,7 +79,7 @@ def key_record(
         expires_at=expires_at,
         parent=parent,
         scopes=scopes or Scopes(),
-        limits=limits,
+        limits=limits or UNLIMITED,
     )
 
 
