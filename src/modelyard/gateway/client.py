@@ -13,11 +13,14 @@ from typing import cast
 import httptools
 
 from modelyard.gateway.exchange import Exchange
-from modelyard.gateway.refusals import Refusal
+from modelyard.gateway.refusals import Refusal, unavailable
 from modelyard.gateway.request import HeadMemo, Request
 from modelyard.gateway.routes import find
 from modelyard.gateway.turns import LARGE_BODY_BYTES
 from modelyard.gateway.worker import Worker
+
+# So many more than there may be are told so before they are closed.
+TURNED_AWAY = 32
 
 
 class Connections:
@@ -31,8 +34,10 @@ class Connections:
     def add(self, connection: ClientConnection, most: int) -> None:
         self.open.add(connection)
         self.quiet.clear()
-        if len(self.open) > most:
+        if len(self.open) > most + TURNED_AWAY:
             connection.abort()
+        elif len(self.open) > most:
+            connection.turn_away()
 
     def discard(self, connection: ClientConnection) -> None:
         self.open.discard(connection)
@@ -105,7 +110,7 @@ class ClientConnection(asyncio.Protocol):
         request = self.receiving
         self._head_in = b""
         if request is None and self.exchange is None and not self._waiting and not self.paused:
-            if self._memo is not None:
+            if self._memo is not None and not self._worker.pressure.level:
                 again = self._memo.repeated(data, self._worker.new_request)
                 if again is not None:
                     self._serve(again)
@@ -225,6 +230,8 @@ class ClientConnection(asyncio.Protocol):
                 raise Refusal(401, "send one key, once", code="invalid_api_key", close=True)
             request.key = self._worker.authenticate(request.secret)
             request.admitted = True
+            if self._worker.pressure.level and route.kind == "inference":
+                self._worker.check_load(request.key.priority)
         if request.content_length > self._wire.body_bytes:
             raise self._body_too_large()
         if request.coded:
@@ -282,6 +289,19 @@ class ClientConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
+    def turn_away(self) -> None:
+        """There are too many connections: said before anything is read."""
+        transport = self._transport
+        if transport is not None:
+            refusal = unavailable("the gateway has too many connections", retry_after_s=1, code="overloaded")
+            transport.write(refusal.response("-", keep_alive=False))
+            self._linger(transport)
+
+    def let_idle_go(self, by: float) -> None:
+        """An idle connection ends then unless a request comes."""
+        if self.exchange is None and self.receiving is None and not self._waiting and not self.paused:
+            self.deadline = min(self.deadline, by)
+
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
@@ -297,7 +317,8 @@ class ClientConnection(asyncio.Protocol):
     def _serve(self, request: Request) -> None:
         if not self.paused:
             self.deadline = float("inf")
-        request.keep_alive = request.keep_alive and not self._worker.draining
+        if self._worker.draining or self._worker.pressure.level:
+            request.keep_alive = False
         if request.refusal is not None:
             request.keep_alive = request.keep_alive and not request.refusal.close
             response = request.refusal.response(request.id, keep_alive=request.keep_alive)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Result, Seats
 from modelyard.gateway.attempt import Attempt, Reader
-from modelyard.gateway.fields import parse, upstream_body, usage_asked
+from modelyard.gateway.fields import AnyCall, ChatCall, parse, upstream_body, usage_asked
 from modelyard.gateway.heads import json_response, stream_head
 from modelyard.gateway.lanes import LAST_CHUNK, Usage, chunk
 from modelyard.gateway.refusals import Refusal, error_event, unavailable, unknown_model
@@ -22,6 +22,11 @@ from modelyard.records.journal import Attempt as Tried
 from modelyard.records.journal import Outcome, RequestRecord, UsageSource
 
 _NO_USAGE = Usage()
+_NONE: frozenset[str] = frozenset()
+# JSON around the text included, English prose has 4 to 5 bytes a token, Chinese and source code about 3.
+_BYTES_PER_TOKEN = 3
+# Of an answer for which the client states no bound. What it was is settled when it is known.
+_UNSTATED_TOKENS = 1024
 
 
 class Client(Reader, Protocol):
@@ -81,7 +86,11 @@ class Exchange:
         self.body = upstream_body(parsed, admission.deployment)
         if parsed.stripped:
             self.warning = _warning(parsed.stripped)
-        self.asking = Asking(key_id=request.key.id)
+        key = request.key
+        # By position: see Asking. Excluded are none yet.
+        self.asking = Asking(
+            key.id, key.priority, _tokens_at_most(call, len(request.body)), _NONE, key.weight, len(self.body)
+        )
         return admission
 
     # Admission's side.
@@ -93,11 +102,9 @@ class Exchange:
         self.attempt = attempt = Attempt(self, seats)
         attempt.send(seats.pool.take(at))
 
-    def not_seated(self, reason: str) -> None:
-        assert self.admission is not None
+    def not_seated(self, refusal: Refusal) -> None:
         self.ticket = None
-        deployment = self.admission.deployment
-        self._refuse(unavailable(f"{deployment.name!r}: {reason}", retry_after_s=deployment.policy.retry_after_s))
+        self._refuse(refusal)
 
     # The attempt's side.
 
@@ -138,7 +145,7 @@ class Exchange:
     def _move(self, attempt: Attempt, admission: Admission) -> None:
         """Give the seat back and ask for another one. Nothing was sent yet, so nothing can happen twice."""
         self.attempt = None
-        admission.leave(attempt.seats, WITHDRAWN)
+        admission.leave(attempt.seats, WITHDRAWN, self.asking)
         try:
             self.ticket = admission.enter(self, self.asking, now())
         except Refusal as refusal:
@@ -198,12 +205,18 @@ class Exchange:
 
     # The end.
 
-    def _result(self, outcome: Outcome) -> Result:
+    def _result(self, outcome: Outcome, usage: Usage | None) -> Result:
         if outcome in ("upstream_failed", "truncated"):
             return Result("failed")
         if outcome != "complete":
             return WITHDRAWN
-        return Result("answered", first_delta_s=self.first_byte_at - self.seated_at)
+        # A plain answer is held until it is whole: when its first token came is not known.
+        first_delta_s = self.first_byte_at - self.seated_at if self.stream else 0.0
+        held_s = now() - self.seated_at
+        if usage is None:
+            return Result("answered", first_delta_s, 0, held_s)
+        fresh = usage.prompt_tokens - usage.cached_tokens
+        return Result("answered", first_delta_s, usage.prompt_tokens + (usage.completion_tokens or 0), held_s, fresh)
 
     def _refuse(self, refusal: Refusal, outcome: Outcome = "refused") -> None:
         if self.ended:
@@ -266,8 +279,16 @@ class Exchange:
         if last:
             self.client.write(last)
         if attempt is not None and admission is not None:
-            admission.leave(attempt.seats, self._result(outcome))
+            admission.leave(attempt.seats, self._result(outcome, usage), self.asking)
         self.client.exchange_ended(self)
+
+
+def _tokens_at_most(call: AnyCall, body_bytes: int) -> int:
+    """What a request may cost, about, before any tokenizer has seen it."""
+    answer = call.max_tokens
+    if isinstance(call, ChatCall) and call.max_completion_tokens is not None:
+        answer = call.max_completion_tokens
+    return body_bytes // _BYTES_PER_TOKEN + (answer or _UNSTATED_TOKENS) * (call.n or 1)
 
 
 def _warning(stripped: Iterable[str]) -> bytes:

@@ -21,7 +21,8 @@ class Limits(Record):
 
 
 class KeyRecord(Record):
-    """`id` is the public part of the key and finds it in one look-up; `sha256` is over the whole key, in hex."""
+    """`id` is the public part of the key and finds it in one look-up; `sha256` is over the whole key, in hex.
+    Where requests wait, those of a higher `priority` go first; among equals a key has a share by its `weight`."""
 
     id: str
     sha256: str
@@ -31,6 +32,8 @@ class KeyRecord(Record):
     parent: str | None = None
     scopes: Scopes = Scopes()
     limits: Limits = Limits()
+    priority: int = 0
+    weight: float = 1.0
 
 
 class KeyCreated(Record, tag_field="schema", tag="key-created/v1"):

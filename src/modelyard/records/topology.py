@@ -20,7 +20,8 @@ class Replica(Record):
 
 class Policy(Record):
     """How a deployment's requests are treated, as its operator wants it. `retry_after_s` is what clients are told where
-    nothing better is known."""
+    nothing better is known. In an overload that lasts, nobody is let in who would wait longer than `overload_wait_s`.
+    `reserved_seats` is the part of the seats that only keys below their share may take while several are active."""
 
     retry_after_s: int = 2
     max_queued: int = 64
@@ -28,6 +29,9 @@ class Policy(Record):
     first_byte_timeout_s: float = 600.0
     stall_timeout_s: float = 300.0
     unknown_fields: Literal["strip", "refuse"] = "strip"
+    max_queued_bytes: int = 64 * 1024 * 1024
+    overload_wait_s: float = 2.0
+    reserved_seats: float = 0.125
 
 
 class Deployment(Record):
