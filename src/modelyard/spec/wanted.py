@@ -38,8 +38,9 @@ class Limits(Record, forbid_unknown_fields=True):
         Seconds, Meta(description="How long a request may wait before it is refused with 503, in seconds.")
     ] = 30.0
     queued_bytes: Annotated[
-        ByteSize, Meta(description="Memory that the bodies of waiting requests may take, such as 64MiB.")
-    ] = ByteSize(64 << 20)
+        ByteSize | None,
+        Meta(description="Memory that the bodies of waiting requests may take, such as 64MiB; that if left out."),
+    ] = None
     overload_wait_s: Annotated[
         Seconds,
         Meta(description="In an overload that lasts, who would wait longer than this is refused at once, in seconds."),
