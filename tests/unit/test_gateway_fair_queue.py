@@ -220,7 +220,7 @@ def test_whoever_waits_is_served_once_and_in_order_within_its_key(load: list[tup
     assert sorted(one.number for one in took) == list(range(len(load)))
 
 
-@given(st.lists(st.integers(-2, 2), min_size=1, max_size=120))
+@given(st.lists(st.integers(-6, 6), min_size=1, max_size=120))
 def test_no_priority_waits_longer_than_its_passes(priorities: list[int]) -> None:
     waiting = queue()
     for number, priority in enumerate(priorities):
@@ -231,7 +231,7 @@ def test_no_priority_waits_longer_than_its_passes(priorities: list[int]) -> None
         took = take(waiting).asking.priority
         for priority in present:
             since[priority] = 0 if priority == took else since.get(priority, 0) + 1
-            assert since[priority] <= DOOR.passes + len(present)
+            assert since[priority] <= DOOR.passes + len(set(priorities))
 
 
 class Model(RuleBasedStateMachine):
@@ -288,7 +288,7 @@ class Model(RuleBasedStateMachine):
 
 
 TestModel = Model.TestCase
-TestModel.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestModel.settings = settings(max_examples=30, stateful_step_count=50, deadline=None)
 
 
 @given(st.lists(st.tuples(keys, st.integers(-5, 5) | st.none()), max_size=300))

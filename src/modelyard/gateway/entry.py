@@ -16,8 +16,8 @@ def admit(entry: Entry) -> Admitted:
     what is known of the rate can be wrong, and a seat should not fall free with nobody there to take it.
 
     A queue that has not been empty for long serves nobody by being long: then only the shorter `overload_wait_s`
-    counts, so that those let in are served soon and the queue is gone soon after the overload (the "controlled delay" of
-    Nichols and Jacobson 2012, in its form for servers by Maurer 2015, "Fail at Scale")."""
+    counts, so that those let in are served soon and the queue is gone soon after the overload (the "controlled delay"
+    of Nichols and Jacobson 2012, in its form for servers by Maurer 2015, "Fail at Scale")."""
     expected_s = (entry.ahead + 1) * entry.held_s / entry.seats if entry.seats else 0.0
     is_standing = entry.standing_s >= DOOR.standing_s
     patience_s = min(entry.queue_timeout_s, entry.overload_wait_s) if is_standing else entry.queue_timeout_s

@@ -254,11 +254,16 @@ class FairQueue(Generic[T]):
         return lane
 
     def _by_turn(self) -> list[int]:
-        """The priorities with somebody waiting, in the order in which they are asked: those passed too often first."""
+        """The priorities with somebody waiting, in the order in which they are asked: first those that were passed too
+        often, the most often passed before the others."""
         waiting = [priority for priority in self._highest_first if self._lanes[priority].waiting]
         if len(waiting) < 2:
             return waiting
-        return sorted(waiting, key=lambda priority: self._lanes[priority].passed < DOOR.passes)
+        return sorted(waiting, key=lambda priority: -self._overdue(priority))
+
+    def _overdue(self, priority: int) -> int:
+        passed = self._lanes[priority].passed
+        return passed if passed >= DOOR.passes else 0
 
     def _count(self, lane: _Lane[T], flow: _Flow[T], asking: Asking, sign: int) -> None:
         size_bytes = sign * asking.size_bytes
