@@ -15,7 +15,9 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from modelyard import __version__
-from modelyard.control import showing
+from modelyard.control import showing, wanted
+from modelyard.control.audit_log import AuditLog
+from modelyard.control.auditing import audited, tell
 from modelyard.control.fleet import Fleet
 from modelyard.control.key_log import KeyWriter
 from modelyard.control.measurements import Measurements
@@ -27,6 +29,8 @@ from modelyard.verify.evidence import latest
 
 # The gateway looks at the key log ten times a second: a key that is shown shall work.
 GATEWAY_KNOWS_WITHIN_S = 0.25
+# Prometheus gives up after 10 s unless told otherwise.
+CATCH_UP_S = 5.0
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
 Name = Annotated[str, Field(max_length=128)]
 
@@ -40,11 +44,20 @@ class NewKeyBody(BaseModel):
     deployments: list[Name] | None = None
 
 
-def make_app(state: StateDirectory, admin_key: str, fleet: Fleet, keys: KeyWriter, seen: Measurements) -> FastAPI:
+def make_app(
+    state: StateDirectory, admin_key: str, fleet: Fleet, keys: KeyWriter, seen: Measurements, audit: AuditLog
+) -> FastAPI:
     """The application. Every route but /health demands the admin key; a Host that is not loopback is refused, so that
     no web page can reach it by a name that it controls."""
     app = FastAPI(title="Modelyard admin", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     locked = APIRouter(dependencies=[Depends(_admin(admin_key))])
+
+    @app.middleware("http")
+    async def noted(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        try:
+            return await audited(audit, request, call_next)
+        except ModelyardError as error:
+            return _error(500, error.message, error.hint)
 
     @app.middleware("http")
     async def only_loopback(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -81,7 +94,8 @@ def make_app(state: StateDirectory, admin_key: str, fleet: Fleet, keys: KeyWrite
         return _json(showing.of_deployment(fleet.get(name), latest(state, name), after_step))
 
     @locked.post("/deployments/{name}/reload")
-    async def reload(name: str) -> Response:
+    async def reload(name: str, request: Request) -> Response:
+        tell(request, wanted_sha256=wanted.sha256(state, name))
         return _json(Reloaded(name=name, after_step=await fleet.reload(name)))
 
     @locked.post("/deployments/{name}/restart")
@@ -103,9 +117,10 @@ def make_app(state: StateDirectory, admin_key: str, fleet: Fleet, keys: KeyWrite
         return _json(keys.listed())
 
     @locked.post("/keys")
-    async def create(body: NewKeyBody) -> Response:
+    async def create(body: NewKeyBody, request: Request) -> Response:
         scopes = Scopes(deployments=tuple(body.deployments) if body.deployments is not None else None)
         key = keys.create(body.name, body.ttl_s, body.parent, scopes)
+        tell(request, subject=key.record.id, name=key.record.name)
         await asyncio.sleep(GATEWAY_KNOWS_WITHIN_S)
         return _json({"id": key.record.id, "name": key.record.name, "key": key.secret})
 
@@ -116,6 +131,8 @@ def make_app(state: StateDirectory, admin_key: str, fleet: Fleet, keys: KeyWrite
 
     @locked.get("/metrics")
     async def metrics() -> Response:
+        if not await seen.caught_up(CATCH_UP_S):
+            raise HTTPException(503, "the journal is still being counted; ask again")
         return Response(seen.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     app.include_router(locked)

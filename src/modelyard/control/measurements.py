@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from modelyard.control.fleet import Fleet
 from modelyard.observe.journal import BEGINNING, read_journal
@@ -19,6 +20,7 @@ class Measurements:
         self._state, self._fleet = state, fleet
         self._metrics = Metrics()
         self._shown: set[tuple[str, str]] = set()
+        self._caught_up = asyncio.Event()
 
     async def follow_forever(self) -> None:
         checkpoint = BEGINNING
@@ -27,7 +29,15 @@ class Measurements:
             checkpoint = step.checkpoint
             self._metrics.count(step.records)
             self._metrics.count_unreadable(step.unreadable)
+            if not step.more:
+                self._caught_up.set()
             await asyncio.sleep(0 if step.more else READ_EVERY_S)
+
+    async def caught_up(self, within_s: float) -> bool:
+        """Whether the whole journal is counted: until then every counter would seem to have fallen."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._caught_up.wait(), within_s)
+        return self._caught_up.is_set()
 
     def render(self) -> bytes:
         now: set[tuple[str, str]] = set()

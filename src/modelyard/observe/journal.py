@@ -47,7 +47,7 @@ def read_journal(folder: Path, after: Checkpoint = BEGINNING, *, step_bytes: int
         if limited and not whole and room == step_bytes:
             whole, unreadable = data, unreadable + 1
         for line in whole.split(b"\n")[:-1]:
-            record = _record(line)
+            record = record_of(line)
             records += [record] if record else []
             unreadable += record is None or line.rfind(_RECORD_START) > 0
         offsets[path.name] = start + len(whole)
@@ -67,7 +67,7 @@ def _read(path: Path, start: int, room: int) -> tuple[int, bytes, bool]:
         return 0, b"", False
 
 
-def _record(line: bytes) -> RequestRecord | None:
+def record_of(line: bytes) -> RequestRecord | None:
     """The line's record. A write that a full disk cut short has the next record on its line: that one is whole."""
     try:
         return decode(line[max(0, line.rfind(_RECORD_START)) :], RequestRecord)
