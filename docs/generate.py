@@ -69,8 +69,8 @@ def metrics() -> str:
     lines += [
         "What `/metrics` of the admin API offers. Counters and histograms are computed from the journal, gauges from",
         "what engines and replicas report now; what is not known is absent. Names and buckets of `gen_ai` follow",
-        "OpenTelemetry's semantic conventions for generative AI. No label holds a key, a prompt or an answer. Each label",
-        f"has at most {MAX_VALUES_PER_LABEL} values; what comes after those is `other`, or `_OTHER` in `gen_ai` labels.",
+        "OpenTelemetry's semantic conventions for generative AI. No label holds a key, a prompt or an answer. Each has",
+        f"at most {MAX_VALUES_PER_LABEL} values; what comes after those is `other`, or `_OTHER` in `gen_ai` labels.",
         "",
     ]
     for kind, title in (("counter", "Counters"), ("histogram", "Histograms"), ("gauge", "Gauges")):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from modelyard.observe.advice import advice
 from modelyard.records.base import Record
-from modelyard.records.decision import Decision
+from modelyard.records.decision import Candidate, Decision
 from modelyard.records.journal import RequestRecord
 
 PICO = 10**12
@@ -77,10 +77,14 @@ def _admission(record: RequestRecord) -> list[Chapter]:
 def _choice(decision: Decision | None) -> list[Chapter]:
     if decision is None:
         return []
-    seen = ", ".join(f"{one.replica} {one.in_flight}/{one.max_in_flight}" for one in decision.candidates)
+    seen = ", ".join(_seen(one) for one in decision.candidates)
     return [
         Chapter(at_s=None, text=f"saw {seen or 'no replica'} in flight; took {decision.replica}: {decision.reason}")
     ]
+
+
+def _seen(one: Candidate) -> str:
+    return f"{one.replica} {one.in_flight}/{one.max_in_flight}" + (f" ({one.barred})" if one.barred else "")
 
 
 def _attempts(record: RequestRecord) -> list[Chapter]:
