@@ -6,6 +6,7 @@ from typing import get_args
 
 import pytest
 from journal_records import answered, choice
+from msgspec.structs import replace
 
 from modelyard.observe.advice import advice
 from modelyard.observe.events import AccessEvent, ErrorEvent, PerformanceEvent, events_of
@@ -40,6 +41,12 @@ def test_earlier_sendings_and_their_causes_are_part_of_the_story() -> None:
     assert "small-1 (l-1) failed, asked at 0.300 s: the engine closed it" in text
     assert "went on at another replica in the middle of the answer, once" in text
     assert "small-0 (l-0, sending 2)" in text
+
+
+def test_a_replica_that_was_barred_is_told_with_the_reason() -> None:
+    seen = choice(0, 1, took="small-1")
+    barred = replace(seen, candidates=(replace(seen.candidates[0], barred="ejected"), seen.candidates[1]))
+    assert "saw small-0 0/4 (ejected), small-1 1/4 in flight; took small-1" in told(decision=barred)
 
 
 def test_a_refusal_says_what_was_wrong_and_what_to_do() -> None:
