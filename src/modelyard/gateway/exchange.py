@@ -5,7 +5,7 @@ ends exactly once, in `_end`. Whatever happens first decides: a later event find
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from time import monotonic as now
 from types import MappingProxyType
@@ -17,7 +17,7 @@ from modelyard.gateway.breaker import CLOSED, Event, learned
 from modelyard.gateway.dialects.dialect import Speaker, renamed
 from modelyard.gateway.dialects.registry import READERS
 from modelyard.gateway.dialects.ways import direct, spoken
-from modelyard.gateway.fields import parse, usage_asked
+from modelyard.gateway.fields import parse, usage_asked, warning_of
 from modelyard.gateway.heads import json_response, stream_head
 from modelyard.gateway.lanes import LAST_CHUNK, Usage, chunk
 from modelyard.gateway.refusals import Refusal, unavailable, unknown_model
@@ -92,6 +92,7 @@ class Exchange:
         reader = READERS.get(endpoint)
         asked = reader(request.body, request.id) if reader is not None else None
         parsed = parse(request.body, endpoint) if asked is None else asked.parsed
+        parsed.key_id = request.key.id
         call = parsed.call
         self.stream = call.stream is True
         self.usage_asked = self.stream and usage_asked(call)
@@ -106,8 +107,10 @@ class Exchange:
         self.names = sending.names
         if request.route.shape == "anthropic":
             self.warning = b"request-id: %b\r\n" % request.id.encode()
-        if stripped := parsed.stripped if asked is None else asked.stripped:
-            self.warning += _warning(stripped)
+        if asked is not None and asked.stripped:
+            parsed.stripped = parsed.stripped | asked.stripped
+        if parsed.stripped or parsed.bounded:
+            self.warning += warning_of(parsed)
         self.asking = Asking(key_id=request.key.id)
         return admission
 
@@ -353,9 +356,3 @@ class Exchange:
                 self._learn(attempt.seats, "answered" if outcome in ("complete", "refused") else "withdrawn")
             admission.leave(attempt.seats, self._result(outcome))
         self.client.exchange_ended(self)
-
-
-def _warning(stripped: Iterable[str]) -> bytes:
-    """A header line that names the fields that were left out, as far as a header can hold their names."""
-    names = ", ".join(sorted(name[:64] for name in stripped if name.isascii() and name.isprintable())[:8])
-    return f"x-modelyard-ignored-fields: {names or '(not printable)'}\r\n".encode()

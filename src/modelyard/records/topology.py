@@ -39,7 +39,9 @@ class Failover(Record):
 
 class Policy(Record):
     """How a deployment's requests are treated, as its operator wants it. `retry_after_s` is what clients are told where
-    nothing better is known."""
+    nothing better is known. `forwarded_fields` are request fields that we do not know and the engine does;
+    `stripped_fields` are left out of what the engine is asked, and named in a header; `refused_fields` are refused.
+    `salted`: prompts of different keys share no cached prefix, where the engine knows salts."""
 
     retry_after_s: int = 2
     max_queued: int = 64
@@ -48,13 +50,18 @@ class Policy(Record):
     stall_timeout_s: float = 300.0
     unknown_fields: Literal["strip", "refuse"] = "strip"
     failover: Failover = Failover()
+    forwarded_fields: tuple[str, ...] = ()
+    stripped_fields: tuple[str, ...] = ()
+    refused_fields: tuple[str, ...] = ()
+    salted: bool = True
 
 
 class Deployment(Record):
     """What is served under one public name. `engine_model` is the name that the engine itself answers to.
     While `open` is false nothing is routed and `reason` says why. `refused_fields` are request fields that the engine
-    cannot honour: a request that sets one is told so. `engine` is its name; `endpoints` are those that it has itself;
-    `reasoning_field` is what it calls a model's thoughts, where it tells them at all."""
+    cannot honour: a request that sets one is told so; `ignored_fields` are those that it would take and do nothing
+    about. `cache_salt`: it keeps cached prefixes apart by a salt in the request. `engine` is its name; `endpoints` are
+    those that it has itself; `reasoning_field` is what it calls a model's thoughts, where it tells them at all."""
 
     name: str
     engine_model: str
@@ -67,6 +74,8 @@ class Deployment(Record):
     engine: str = ""
     endpoints: tuple[str, ...] = ("/v1/chat/completions", "/v1/completions")
     reasoning_field: Literal["", "reasoning", "reasoning_content"] = ""
+    ignored_fields: tuple[str, ...] = ()
+    cache_salt: bool = False
     policy: Policy = Policy()
 
 

@@ -17,4 +17,8 @@ def policy_of(deployment: Deployment) -> Policy:
         stall_timeout_s=deployment.timeouts.stall_s,
         unknown_fields=deployment.unknown_fields,
         failover=Failover(**asdict(deployment.failover)),
+        forwarded_fields=deployment.fields.forward,
+        stripped_fields=deployment.fields.strip,
+        refused_fields=deployment.fields.refuse,
+        salted=deployment.isolation != "shared",
     )
