@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Callable
-
-from modelyard.gateway.listen import Tls
 
 BACKLOG = 4096
 TLS_HANDSHAKE_TIMEOUT_S = 10.0
@@ -17,9 +16,10 @@ class Accepting:
     """While `paused` what comes waits in the kernel's queue. Without a pause a listener out of descriptors would take
     connections only to close them: libuv keeps one descriptor back for that."""
 
-    def __init__(self, sock: socket.socket, protocol: Callable[[], asyncio.Protocol], tls: Tls | None) -> None:
-        self._sock, self._protocol = sock, protocol
-        self._context = tls.context() if tls is not None else None
+    def __init__(
+        self, sock: socket.socket, protocol: Callable[[], asyncio.Protocol], context: ssl.SSLContext | None
+    ) -> None:
+        self._sock, self._protocol, self._context = sock, protocol, context
         self._server: asyncio.Server | None = None
 
     @property

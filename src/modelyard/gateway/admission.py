@@ -1,7 +1,7 @@
 """Who goes when: per replica a cap on requests in flight, per deployment a bounded queue with a deadline.
 
-State without I/O: nothing here sends a byte. `Seat` is a place at one launch of one replica; whoever holds a seat gives
-it back exactly once."""
+State without I/O: nothing here sends a byte. A seat is a place at one launch of one replica; whoever holds one gives it
+back exactly once."""
 
 from __future__ import annotations
 
@@ -10,36 +10,30 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+from time import monotonic
 from typing import Protocol
 
 import msgspec
 
 from modelyard.gateway.asking import WITHDRAWN, Asking, Result
-from modelyard.gateway.balance import choose
+from modelyard.gateway.balance import NOBODY_LEFT, choose
+from modelyard.gateway.breaker import CLOSED, probed, stepped
+from modelyard.gateway.budget import Budget
 from modelyard.gateway.entry import admit, retry_after_s
 from modelyard.gateway.fair_queue import FairQueue
 from modelyard.gateway.refusals import Refusal, unavailable
+from modelyard.gateway.seats import Seats
 from modelyard.gateway.shares import Shares
 from modelyard.gateway.standing import Mean, Standing
 from modelyard.gateway.upstream import Pool
-from modelyard.records.decision import Admitted, Candidate, Decision, Entry
-from modelyard.records.topology import Deployment, Replica
+from modelyard.records.decision import Admitted, Decision, Entry
+from modelyard.records.topology import Deployment
 
 __all__ = ["WITHDRAWN", "Admission", "Asking", "Queued", "Result", "Seats", "Waiter"]
 
 # Decisions about waiting that are kept for a replay: one of so many, the last so many.
 RECORD_EVERY = 8
 RECORDED = 256
-
-
-@dataclass(slots=True)
-class Seats:
-    """The places at one launch. `pool` holds its open connections; `refusing` while it took no connection lately."""
-
-    replica: Replica
-    pool: Pool
-    in_flight: int = 0
-    refusing: bool = False
 
 
 class Waiter(Protocol):
@@ -63,11 +57,14 @@ class Queued:
 @dataclass(slots=True)
 class Admission:
     """One deployment's door. `deployment` is replaced as the topology changes; seats live as long as their launch.
-    `held_s` is how long answered requests held their seats. `recorded` are decisions about waiting, sampled."""
+    `requests` counts those that came, which is what `retries` are a share of. `held_s` is how long answered requests
+    held their seats. `recorded` are decisions about waiting, sampled."""
 
     deployment: Deployment
     seats: dict[str, Seats] = field(default_factory=dict[str, Seats])
     turns: int = 0
+    requests: int = 0
+    retries: Budget = field(default_factory=lambda: Budget(monotonic()))
     jitter: Callable[[], float] = random.random
     queue: FairQueue[Queued] = field(init=False)
     shares: Shares = field(default_factory=Shares)
@@ -101,6 +98,25 @@ class Admission:
         self._wait(ticket, now)
         return ticket
 
+    def has_free(self, excluded: frozenset[str]) -> bool:
+        """Whether a sound replica that is none of `excluded` has a free seat now."""
+        decision = self._choose(Asking(excluded=excluded))
+        return decision.replica is not None and not decision.panic
+
+    def has_other(self, excluded: frozenset[str]) -> bool:
+        """Whether a replica that is none of `excluded` takes connections, as far as we know."""
+        return any(
+            not (one.refusing or one.replica.draining or one.replica.name in excluded) for one in self.seats.values()
+        )
+
+    def take_retry(self, now: float) -> bool:
+        """Whether a request may be sent once more; counts it."""
+        limits = self.deployment.policy.failover
+        filled = self.retries.filled(self.requests, now, limits.retry_share, limits.retries_per_s)
+        left = filled.spent()
+        self.retries = left or filled
+        return left is not None
+
     def leave(self, seats: Seats, result: Result, asking: Asking) -> None:
         """Give a seat back, and say what was learned; the next in the queue gets one."""
         seats.in_flight -= 1
@@ -115,13 +131,9 @@ class Admission:
         if self.queue.waiting:
             self.advance()
 
-    def refused(self, seats: Seats) -> bool:
-        """`seats` took no connection: until the next look nothing new goes there. Whether another replica takes it."""
-        seats.refusing = True
-        return any(not one.refusing for one in self._usable())
-
     def advance(self) -> None:
-        """Seat those who wait while there are seats; turn them away where the route has closed."""
+        """Seat those who wait while there are seats; turn them away where the route has closed, or every replica has
+        failed them."""
         while self.queue.waiting:
             if not self.deployment.open or not self.deployment.replicas:
                 self._turn_all_away()
@@ -129,8 +141,13 @@ class Admission:
             ticket = self.queue.next(self._may_go)
             if ticket is None:
                 return
-            self.queue.take(ticket)
-            self._seat(ticket.waiter, ticket.asking, self._choose(ticket.asking))
+            decision = self._choose(ticket.asking)
+            if decision.replica is None:
+                self.queue.drop(ticket)
+                ticket.waiter.not_seated(self._refusal(decision.reason, code="unavailable"))
+            else:
+                self.queue.take(ticket)
+                self._seat(ticket.waiter, ticket.asking, decision)
 
     def forget(self, ticket: Queued) -> None:
         """Nobody waits with this ticket any more: its place in the queue is free."""
@@ -142,6 +159,8 @@ class Admission:
         look."""
         for seats in self.seats.values():
             seats.refusing = False
+            if seats.breaker is not CLOSED:
+                seats.breaker = stepped(seats.breaker, now)
         while self._deadlines and (self._deadlines[0][0] <= now or not self._deadlines[0][2].waiting):
             ticket = heappop(self._deadlines)[2]
             if ticket.waiting:
@@ -247,17 +266,14 @@ class Admission:
 
     # Seats.
 
-    def _usable(self) -> list[Seats]:
-        """Those that take requests; if all refuse connections, all of them: the last one is never taken away."""
-        seats = self.seats.values()
-        usable = [one for one in seats if not (one.refusing or one.replica.draining)]
-        return usable or [one for one in seats if not one.replica.draining]
-
     def _places(self) -> int:
         return sum([one.replica.max_in_flight for one in self.seats.values() if not one.replica.draining])
 
     def _may_go(self, ticket: Queued) -> bool:
-        return self._choose(ticket.asking).replica is not None and self._may_take(ticket.asking)
+        decision = self._choose(ticket.asking)
+        if decision.replica is None:
+            return decision.reason == NOBODY_LEFT
+        return self._may_take(ticket.asking)
 
     def _may_take(self, asking: Asking) -> bool:
         """Whether the key may have a free seat: while several are active, the last ones are for those below their
@@ -272,11 +288,9 @@ class Admission:
         return places - taken > reserved
 
     def _choose(self, asking: Asking) -> Decision:
+        excluded = asking.excluded
         # A list first: a generator costs twice as much, and this runs for every request.
-        candidates = [
-            Candidate(replica=one.replica.name, in_flight=one.in_flight, max_in_flight=one.replica.max_in_flight)
-            for one in self._usable()
-        ]
+        candidates = [one.candidate(excluded) for one in self.seats.values() if not one.replica.draining]
         return choose(tuple(candidates), self.turns)
 
     def _seat(self, waiter: Waiter, asking: Asking, decision: Decision) -> None:
@@ -284,6 +298,8 @@ class Admission:
         self.turns += 1
         seats = self.seats[decision.replica]
         seats.in_flight += 1
+        if seats.breaker is not CLOSED:
+            seats.breaker = probed(seats.breaker)
         self.shares.took(asking.key_id)
         waiter.seated(seats, decision)
 

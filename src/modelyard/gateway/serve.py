@@ -15,9 +15,10 @@ from pathlib import Path
 import uvloop
 
 from modelyard.gateway.accepting import Accepting
+from modelyard.gateway.certificates import Certificates
 from modelyard.gateway.journal import JournalWriter
 from modelyard.gateway.keyring import Keyring
-from modelyard.gateway.limits import WIRE
+from modelyard.gateway.limits import WIRE, WireLimits
 from modelyard.gateway.listen import Tls
 from modelyard.gateway.overload import CLOSED
 from modelyard.gateway.pressure import Pressure, connections_at_most
@@ -47,6 +48,7 @@ def run(
     prepare: Callable[[Service], list[asyncio.Task[None]]],
     *,
     tls: Tls | None = None,
+    wire: WireLimits = WIRE,
     lifeline: int | None = None,
     on_listening: Callable[[], None] | None = None,
 ) -> None:
@@ -55,7 +57,7 @@ def run(
     `prepare` fills the service and returns the tasks that keep it up to date."""
     raise_descriptor_limit()
     _keep_memory_for_a_moment()
-    uvloop.run(_serve(sock, journal_folder, prepare, tls, lifeline, on_listening))
+    uvloop.run(_serve(sock, journal_folder, prepare, tls, wire, lifeline, on_listening))
 
 
 async def _serve(
@@ -63,23 +65,27 @@ async def _serve(
     journal_folder: Path | None,
     prepare: Callable[[Service], list[asyncio.Task[None]]],
     tls: Tls | None,
+    wire: WireLimits,
     lifeline: int | None,
     on_listening: Callable[[], None] | None,
 ) -> None:
     loop = asyncio.get_running_loop()
     journal = JournalWriter(journal_folder)
     pressure = Pressure.of_this_process()
-    wire = dataclasses.replace(WIRE, connections=connections_at_most(WIRE.connections, pressure.descriptors))
+    wire = dataclasses.replace(wire, connections=connections_at_most(wire.connections, pressure.descriptors))
     service = Service(Worker(journal, Keyring(), wire))
     service.worker.pressure = pressure
     tasks = prepare(service)
     tasks += [loop.create_task(service.sweep_forever()), loop.create_task(journal.sync_forever())]
+    certificates = Certificates(tls) if tls is not None else None
+    if certificates is not None:
+        tasks.append(loop.create_task(certificates.follow_forever()))
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, _stop_or_exit, stop)
     if lifeline is not None:
         watch_lifeline(loop, lifeline)
-    accepting = Accepting(sock, service.connection, tls)
+    accepting = Accepting(sock, service.connection, certificates.context if certificates is not None else None)
     await accepting.start()
     listening = loop.create_task(_accept_forever(accepting, pressure))
     tasks.append(listening)
