@@ -12,13 +12,15 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from modelyard.gateway.accounts import Account, Reservation, rate_limit_fields
 from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Result
 from modelyard.gateway.attempt import Attempt, Failure, Reader
 from modelyard.gateway.breaker import CLOSED, Event, learned
 from modelyard.gateway.dialects.dialect import Speaker, renamed
 from modelyard.gateway.dialects.registry import READERS
 from modelyard.gateway.dialects.ways import direct, spoken
-from modelyard.gateway.fields import AnyCall, ChatCall, parse, usage_asked, warning_of
+from modelyard.gateway.estimate import answer_tokens, may_use, prompt_tokens
+from modelyard.gateway.fields import AnyCall, parse, usage_asked, warning_of
 from modelyard.gateway.heads import json_response, stream_head
 from modelyard.gateway.lanes import LAST_CHUNK, Usage, chunk
 from modelyard.gateway.refusals import Refusal, unavailable, unknown_model
@@ -32,10 +34,6 @@ from modelyard.records.journal import Outcome, RequestRecord, UsageSource
 _NO_USAGE = Usage()
 _FAILED = Result("failed")
 _NONE: frozenset[str] = frozenset()
-# JSON around the text included, English prose has 4 to 5 bytes a token, Chinese and source code about 3.
-_BYTES_PER_TOKEN = 3
-# Of an answer for which the client states no bound. What it was is settled when it is known.
-_UNSTATED_TOKENS = 1024
 _TRIED: dict[str, Literal["refused", "failed", "late"]] = {
     "unconnected": "refused",
     "overloaded": "refused",
@@ -71,6 +69,7 @@ class Exchange:
     ticket: Queued | None = None
     decision: Decision | None = None
     attempt: Attempt | None = None
+    reservation: Reservation | None = None
     # What the record ends with.
     cost_pico = 0
     trace_id = ""
@@ -118,11 +117,19 @@ class Exchange:
         if parsed.stripped or parsed.bounded:
             self.warning += warning_of(parsed)
         key = request.key
-        # By position, without those that are excluded: see Asking.
-        self.asking = Asking(
-            key.id, key.priority, _tokens_at_most(call, len(request.body)), _NONE, key.weight, len(self.body)
-        )
+        tokens = prompt_tokens(len(request.body)) + answer_tokens(call) * (call.n or 1)
+        self.asking = Asking(key.id, key.priority, tokens, _NONE, key.weight, len(self.body))
+        if line := worker.accounts.line(request.key):
+            self._reserve(line, call, admission)
         return admission
+
+    def _reserve(self, line: tuple[Account, ...], call: AnyCall, admission: Admission) -> None:
+        request, at = self.request, now()
+        asked = may_use(call, len(request.body), admission.deployment, request.at)
+        self.reservation = self.worker.accounts.reserve(line, asked, at)
+        self.warning += b"".join(
+            b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in rate_limit_fields(line, at)
+        )
 
     # Admission's side.
 
@@ -329,8 +336,14 @@ class Exchange:
             attempt.abandon()
         replica = attempt.seats.replica if attempt is not None else None
         journal, began = worker.journal, request.began
-        source: UsageSource = "engine" if usage is not None else "estimated" if events else "none"
+        source: UsageSource = "engine" if usage is not None else "none"
         counted = usage or _NO_USAGE
+        prompt, completion = counted.prompt_tokens, counted.completion_tokens or 0
+        if usage is None and (events or (outcome == "client_gone" and self.attempts)):
+            # Nobody will say any more what it was: what the engine has read and written all the same.
+            source, prompt, completion = "estimated", prompt_tokens(len(request.body)), events
+        if admission is not None and (prices := admission.deployment.policy.prices) is not None:
+            self.cost_pico = prices.cost_pico(prompt, counted.cached_tokens, completion)
         journal.write(
             RequestRecord(  # by position: see its docstring
                 request.id,
@@ -351,9 +364,9 @@ class Exchange:
                 self.attempts,
                 replica.name if replica is not None else "",
                 replica.launch if replica is not None else "",
-                counted.prompt_tokens,
+                prompt,
                 counted.cached_tokens,
-                events if usage is None else usage.completion_tokens or 0,
+                completion,
                 source,
                 error,
                 self.decision,
@@ -363,6 +376,8 @@ class Exchange:
                 self.resumed,
             )
         )
+        if self.reservation is not None:
+            self.reservation.settle(prompt + completion, self.cost_pico, now())
         if last:
             self.client.write(last)
         if attempt is not None and admission is not None:
@@ -370,11 +385,3 @@ class Exchange:
                 self._learn(attempt.seats, "answered" if outcome in ("complete", "refused") else "withdrawn")
             admission.leave(attempt.seats, self._result(outcome, usage), self.asking)
         self.client.exchange_ended(self)
-
-
-def _tokens_at_most(call: AnyCall, body_bytes: int) -> int:
-    """What a request may cost, about, before any tokenizer has seen it."""
-    answer = call.max_tokens
-    if isinstance(call, ChatCall) and call.max_completion_tokens is not None:
-        answer = call.max_completion_tokens
-    return body_bytes // _BYTES_PER_TOKEN + (answer or _UNSTATED_TOKENS) * (call.n or 1)
