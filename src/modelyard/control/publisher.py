@@ -30,6 +30,7 @@ class Publisher:
     def want(self, wanted: Wanted) -> None:
         """Publish how a deployment's requests are treated; its replicas stay as they are."""
         first = wanted.plan.replicas[0]
+        capabilities = engine(first.engine).capabilities
         known = self._deployments.get(wanted.name)
         before = known.replicas if known else ()
         # A hold ends with the control that held.
@@ -44,7 +45,10 @@ class Publisher:
                 open=bool(kept),
                 reason="" if kept else "it is starting",
                 policy=wanted.policy,
-                refused_fields=tuple(sorted(engine(first.engine).capabilities.refused_fields)),
+                refused_fields=tuple(sorted(capabilities.refused_fields)),
+                engine=first.engine,
+                endpoints=tuple(sorted(capabilities.endpoints)),
+                reasoning_field=capabilities.reasoning_field,
             )
         )
 

@@ -42,6 +42,7 @@ class FieldLimits:
     schema_bytes: int = 64 * 1024
     schema_depth: int = 16
     max_tokens: int = 1_048_576
+    inputs: int = 2048
 
 
 WIRE = WireLimits()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from modelyard.records.topology import Policy
+from msgspec.structs import asdict
+
+from modelyard.records.topology import Failover, Policy
 from modelyard.spec.wanted import Deployment
 
 
@@ -14,4 +16,5 @@ def policy_of(deployment: Deployment) -> Policy:
         first_byte_timeout_s=deployment.timeouts.first_byte_s,
         stall_timeout_s=deployment.timeouts.stall_s,
         unknown_fields=deployment.unknown_fields,
+        failover=Failover(**asdict(deployment.failover)),
     )

@@ -62,6 +62,38 @@ class Timeouts(Record, forbid_unknown_fields=True):
     stall_s: Annotated[Seconds, Meta(description="Between two pieces of an answer that has begun.")] = 300.0
 
 
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+class Failover(Record, forbid_unknown_fields=True):
+    """What happens when a replica fails a request. Until the first piece of its answer it is sent to another one."""
+
+    sendings: Annotated[
+        int, Meta(ge=1, le=64, description="To how many replicas one request is sent at most, one after the other.")
+    ] = 3
+    retry_share: Annotated[
+        Share, Meta(description="What share of all requests may be sent again, so that an outage does not feed itself.")
+    ] = 0.1
+    retries_per_s: Annotated[
+        float, Meta(ge=0, le=10_000, description="How many may be sent again each second besides.")
+    ] = 3.0
+    first_token_s: Annotated[
+        Seconds | None,
+        Meta(description="After this long without a token another replica is asked if one is free; never if left out."),
+    ] = None
+    eject_after: Annotated[
+        int, Meta(ge=1, le=10_000, description="After how many lost connections in a row a replica is taken out.")
+    ] = 5
+    eject_share: Annotated[
+        float, Meta(gt=0, le=1, description="At what share of failures within ten seconds a replica is taken out ...")
+    ] = 0.5
+    eject_volume: Annotated[int, Meta(ge=1, le=1_000_000, description="... of at least this many requests.")] = 20
+    eject_s: Annotated[
+        Seconds, Meta(description="For how long; then one request may try it. Twice as long each further time ...")
+    ] = 1.0
+    eject_most_s: Annotated[Seconds, Meta(description="... up to this.")] = 30.0
+
+
 class Tls(Record, forbid_unknown_fields=True):
     cert: Annotated[str, Meta(description="Certificate chain in PEM; a path relative to this file.")]
     key: Annotated[str, Meta(description="Private key in PEM; a path relative to this file.")]
@@ -103,6 +135,7 @@ class Deployment(Record, forbid_unknown_fields=True):
         Meta(description="Engine settings by name, in place of planned ones; `modelyard plan` shows them all."),
     ] = msgspec.field(default_factory=dict[str, SettingValue])
     timeouts: Annotated[Timeouts, Meta(description="How long to wait before something counts as failed.")] = Timeouts()
+    failover: Annotated[Failover, Meta(description="What happens when a replica fails a request.")] = Failover()
     unknown_fields: Annotated[
         Literal["strip", "refuse"],
         Meta(description="Request fields that we do not know: left out with a warning header, or refused with 400."),
