@@ -101,13 +101,12 @@ def _changed_body(body: bytes, fault: Fault) -> Iterator[bytes]:
 
 
 def _changed_event(piece: bytes, number: int, fault: Fault) -> Iterator[bytes]:
-    """The second event is the one that is spoilt: an answer has begun by then."""
     match fault.kind:
-        case "bad-json" if number == 1:
+        case "bad-json" if number == fault.number:
             yield piece[: len(piece) // 2] + b"\n\n"
-        case "bad-utf8" if number == 1:
+        case "bad-utf8" if number == fault.number:
             yield piece.replace(b'"content":"', b'"content":"' + NO_UTF8)
-        case "long-line" if number == 1:
+        case "long-line" if number == fault.number:
             yield b'data: {"x":"' + b"x" * fault.size + b'"}\n\n'
             yield piece
         case "no-done" if DONE in piece:

@@ -26,17 +26,17 @@ KINDS: dict[str, str] = {
     "extra-bytes": "after the whole answer come `size_bytes` (10 unless set) bytes more",
     "empty-200": "a 200 with the right type and not a byte of body",
     "html-502": "a 502 with a page of HTML",
-    "bad-json": "JSON that ends in the middle, in a body or an event that is framed well",
+    "bad-json": "JSON that ends in the middle, in a body or the event after `count` others, framed well",
     "split-utf8": "every character of several bytes is torn between two writes; nothing is lost",
-    "bad-utf8": "one byte of the text is no UTF-8",
-    "long-line": "one event, or one string of a plain body, of `size_bytes` (10 MiB unless set)",
+    "bad-utf8": "one byte of a body, or of the event after `count` others, is no UTF-8",
+    "long-line": "an event after `count` others, or a string in a body, of `size_bytes` (10 MiB unless set)",
     "no-done": "the event stream ends well framed, without its last event",
     "informational": "`count` (1 unless set) heads with status 103 before the answer",
     "redirect": "a 307 to `location`",
 }
 # What `size_bytes` and `count` are where they are left out.
 _SIZES = {"slices": 1, "wrong-length": 10, "short-length": 10, "extra-bytes": 10, "long-line": 10 * MIB}
-_COUNTS = {"informational": 1}
+_COUNTS = {"informational": 1, "bad-json": 1, "bad-utf8": 1, "long-line": 1}
 _ACCEPTED: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "int": (int,),

@@ -20,7 +20,8 @@ DEADLINE_S = 30.0
 AT_ONCE = 8
 STEM = "é🙂"  # letters of two and of four bytes
 # Shorter than any answer here, so that an end after so many bytes is never the end of the answer.
-MOST_BYTES = 300
+MOST_BYTES, MOST_STREAMED_BYTES = 300, 1800
+MOST_EVENTS = 6
 # Well framed: such a connection is sound.
 SOUND_FRAMING = frozenset(("bandwidth", "split-utf8", "html-502", "empty-200", "redirect"))
 
@@ -33,14 +34,15 @@ class Misbehaviour:
     stream: frozenset[Ending]
     plain: frozenset[Ending]
 
-    def fault(self, rng: random.Random, canary: str) -> Fault:
+    def fault(self, rng: random.Random, canary: str, *, stream: bool) -> Fault:
+        at_byte = rng.randrange(MOST_STREAMED_BYTES if stream else MOST_BYTES)
         match self.name:
             case "reset":
-                return Fault(kind="reset", at_byte=rng.randrange(MOST_BYTES))
+                return Fault(kind="reset", at_byte=at_byte)
             case "slow trickle":
                 return Fault(kind="bandwidth", bytes_per_s=rng.choice((4_000, 10_000, 40_000)))
             case "bad chunk":
-                return Fault(kind="bad-chunk", count=rng.randrange(4))
+                return Fault(kind="bad-chunk", count=rng.randrange(MOST_EVENTS))
             case "wrong content-length":
                 return Fault(kind=rng.choice(("wrong-length", "short-length")), size_bytes=rng.randint(8, 60))
             case "empty 200":
@@ -48,13 +50,13 @@ class Misbehaviour:
             case "HTML 502":
                 return Fault(kind="html-502")
             case "bad JSON":
-                return Fault(kind="bad-json")
+                return Fault(kind="bad-json", count=rng.randint(1, MOST_EVENTS))
             case "split UTF-8":
                 return Fault(kind="split-utf8")
             case "10 MiB line":
-                return Fault(kind="long-line")
+                return Fault(kind="long-line", count=rng.randint(1, MOST_EVENTS))
             case "early EOF":
-                return Fault(kind="early-eof", at_byte=rng.randrange(MOST_BYTES))
+                return Fault(kind="early-eof", at_byte=at_byte)
             case "1xx flood":
                 return Fault(kind="informational", count=rng.choice((1, 10, 1000)))
             case _:
@@ -128,7 +130,7 @@ class Scene:
 async def _try_case(bench: Bench, scene: Scene, case: Misbehaviour, stream: bool, tally: Tally) -> None:
     """Its share of the requests, each followed by a sound one: nothing of a spoilt answer may reach another request."""
     count = bench.size // (2 * len(MATRIX))
-    faults = [case.fault(bench.rng, scene.canary) for _ in range(count)]
+    faults = [case.fault(bench.rng, scene.canary, stream=stream) for _ in range(count)]
     marked = [replace(fault, text=f"case {number};") for number, fault in enumerate(faults)]
     before = len(await scene.proxy.seen())
     await scene.proxy.plan(*marked, seed=bench.seed)
