@@ -5,19 +5,21 @@ ends exactly once, in `_end`. Whatever happens first decides: a later event find
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from time import monotonic as now
 from types import MappingProxyType
 from typing import Literal, Protocol
 
+from modelyard.gateway.accounts import Account, Reservation, rate_limit_fields
 from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Result
 from modelyard.gateway.attempt import Attempt, Failure, Reader
 from modelyard.gateway.breaker import CLOSED, Event, learned
 from modelyard.gateway.dialects.dialect import Speaker, renamed
 from modelyard.gateway.dialects.registry import READERS
 from modelyard.gateway.dialects.ways import direct, spoken
-from modelyard.gateway.fields import parse, usage_asked
+from modelyard.gateway.estimate import may_use, prompt_tokens
+from modelyard.gateway.fields import AnyCall, parse, usage_asked, warning_of
 from modelyard.gateway.heads import json_response, stream_head
 from modelyard.gateway.lanes import LAST_CHUNK, Usage, chunk
 from modelyard.gateway.refusals import Refusal, unavailable, unknown_model
@@ -65,6 +67,7 @@ class Exchange:
     ticket: Queued | None = None
     decision: Decision | None = None
     attempt: Attempt | None = None
+    reservation: Reservation | None = None
     # What the record ends with.
     cost_pico = 0
     trace_id = ""
@@ -92,6 +95,7 @@ class Exchange:
         reader = READERS.get(endpoint)
         asked = reader(request.body, request.id) if reader is not None else None
         parsed = parse(request.body, endpoint) if asked is None else asked.parsed
+        parsed.key_id = request.key.id
         call = parsed.call
         self.stream = call.stream is True
         self.usage_asked = self.stream and usage_asked(call)
@@ -106,10 +110,22 @@ class Exchange:
         self.names = sending.names
         if request.route.shape == "anthropic":
             self.warning = b"request-id: %b\r\n" % request.id.encode()
-        if stripped := parsed.stripped if asked is None else asked.stripped:
-            self.warning += _warning(stripped)
+        if asked is not None and asked.stripped:
+            parsed.stripped = parsed.stripped | asked.stripped
+        if parsed.stripped or parsed.bounded:
+            self.warning += warning_of(parsed)
         self.asking = Asking(key_id=request.key.id)
+        if line := worker.accounts.line(request.key):
+            self._reserve(line, call, admission)
         return admission
+
+    def _reserve(self, line: tuple[Account, ...], call: AnyCall, admission: Admission) -> None:
+        request, at = self.request, now()
+        asked = may_use(call, len(request.body), admission.deployment, request.at)
+        self.reservation = self.worker.accounts.reserve(line, asked, at)
+        self.warning += b"".join(
+            b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in rate_limit_fields(line, at)
+        )
 
     # Admission's side.
 
@@ -312,8 +328,14 @@ class Exchange:
             attempt.abandon()
         replica = attempt.seats.replica if attempt is not None else None
         journal, began = worker.journal, request.began
-        source: UsageSource = "engine" if usage is not None else "estimated" if events else "none"
+        source: UsageSource = "engine" if usage is not None else "none"
         counted = usage or _NO_USAGE
+        prompt, completion = counted.prompt_tokens, counted.completion_tokens or 0
+        if usage is None and (events or (outcome == "client_gone" and self.attempts)):
+            # Nobody will say any more what it was: what the engine has read and written all the same.
+            source, prompt, completion = "estimated", prompt_tokens(len(request.body)), events
+        if admission is not None and (prices := admission.deployment.policy.prices) is not None:
+            self.cost_pico = prices.cost_pico(prompt, counted.cached_tokens, completion)
         journal.write(
             RequestRecord(  # by position: see its docstring
                 request.id,
@@ -334,9 +356,9 @@ class Exchange:
                 self.attempts,
                 replica.name if replica is not None else "",
                 replica.launch if replica is not None else "",
-                counted.prompt_tokens,
+                prompt,
                 counted.cached_tokens,
-                events if usage is None else usage.completion_tokens or 0,
+                completion,
                 source,
                 error,
                 self.decision,
@@ -346,6 +368,8 @@ class Exchange:
                 self.resumed,
             )
         )
+        if self.reservation is not None:
+            self.reservation.settle(prompt + completion, self.cost_pico, now())
         if last:
             self.client.write(last)
         if attempt is not None and admission is not None:
@@ -353,9 +377,3 @@ class Exchange:
                 self._learn(attempt.seats, "answered" if outcome in ("complete", "refused") else "withdrawn")
             admission.leave(attempt.seats, self._result(outcome))
         self.client.exchange_ended(self)
-
-
-def _warning(stripped: Iterable[str]) -> bytes:
-    """A header line that names the fields that were left out, as far as a header can hold their names."""
-    names = ", ".join(sorted(name[:64] for name in stripped if name.isascii() and name.isprintable())[:8])
-    return f"x-modelyard-ignored-fields: {names or '(not printable)'}\r\n".encode()

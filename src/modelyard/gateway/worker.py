@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from modelyard.gateway.accounts import Accounts
 from modelyard.gateway.admission import Admission
 from modelyard.gateway.heads import json_response
 from modelyard.gateway.journal import JournalWriter
@@ -34,6 +35,7 @@ class Worker:
     ) -> None:
         self.journal = journal
         self.keyring = keyring
+        self.accounts = Accounts(keyring)
         self.admissions: dict[str, Admission] = {}
         self.draining = False
         self.wire = wire
