@@ -58,7 +58,7 @@ class Misbehaviour:
             case "early EOF":
                 return Fault(kind="early-eof", at_byte=at_byte)
             case "1xx flood":
-                return Fault(kind="informational", count=rng.choice((1, 10, 1000)))
+                return Fault(kind="informational", count=rng.choice((1, 8, 9, 1000)))
             case _:
                 return Fault(kind="redirect", location=canary)
 
@@ -86,7 +86,7 @@ MATRIX = (
 
 async def run(bench: Bench) -> Outcome:
     tally, canary = Tally(), Canary()
-    engine = await bench.engine(stem=STEM)
+    engine = await bench.engine(stem=STEM, token_interval_s=0.002)
     async with canary, FaultProxy(engine.address) as proxy:
         served = deployment(replica(proxy.address), first_byte_timeout_s=10.0, stall_timeout_s=10.0)
         gateway = await bench.gateway(served)
