@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from modelyard.gateway.client import ClientConnection
 from modelyard.gateway.journal import JournalWriter
 from modelyard.gateway.keyring import Keyring
@@ -33,12 +35,17 @@ class FakeTransport:
         self.written = bytearray()
         self.closed = self.aborted = self.ended = False
         self.reading = True
+        self.unread = 0
+        self.peer: Any = None
 
     def write(self, data: bytes) -> None:
         self.written += data
 
-    def get_extra_info(self, name: str) -> None:
-        return None
+    def get_extra_info(self, name: str) -> Any:
+        return self.peer if name == "peername" else None
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
 
     def set_write_buffer_limits(self, high: int | None = None) -> None:
         pass
@@ -101,8 +108,11 @@ class World:
         self.add_key(SECRET)
         self.apply(self.shape)
 
-    def add_key(self, secret: str, *, expires_at: float | None = None, scopes: Scopes | None = None) -> str:
+    def add_key(
+        self, secret: str, *, expires_at: float | None = None, scopes: Scopes | None = None, priority: int = 0
+    ) -> str:
         record = key_record(secret, "test", time.time(), expires_at, None, scopes)
+        record = msgspec.structs.replace(record, priority=priority)
         self.worker.keyring.apply(KeyCreated(key=record))
         return record.id
 
@@ -110,9 +120,10 @@ class World:
         self.generation += 1
         self.service.apply(Topology(generation=self.generation, deployments=deployments))
 
-    def client(self) -> tuple[ClientConnection, FakeTransport]:
+    def client(self, peer: Any = None) -> tuple[ClientConnection, FakeTransport]:
         connection = self.service.connection()
         transport = FakeTransport(connection)
+        transport.peer = peer
         connection.connection_made(transport)  # type: ignore[arg-type]
         return connection, transport
 

@@ -5,19 +5,22 @@ ends exactly once, in `_end`. Whatever happens first decides: a later event find
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from time import monotonic as now
 from types import MappingProxyType
 from typing import Literal, Protocol
 
+from msgspec.structs import replace
+
+from modelyard.gateway.accounts import Account, Reservation, rate_limit_fields
 from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Result
 from modelyard.gateway.attempt import Attempt, Failure, Reader
 from modelyard.gateway.breaker import CLOSED, Event, learned
 from modelyard.gateway.dialects.dialect import Speaker, renamed
 from modelyard.gateway.dialects.registry import READERS
 from modelyard.gateway.dialects.ways import direct, spoken
-from modelyard.gateway.fields import AnyCall, parse, usage_asked
+from modelyard.gateway.estimate import may_use, prompt_tokens, tokens_at_most
+from modelyard.gateway.fields import AnyCall, parse, usage_asked, warning_of
 from modelyard.gateway.heads import json_response, stream_head
 from modelyard.gateway.lanes import LAST_CHUNK, Usage, chunk
 from modelyard.gateway.refusals import Refusal, error_event, unavailable, unknown_model
@@ -41,6 +44,7 @@ _TRIED: dict[str, Literal["refused", "failed", "late"]] = {
 }
 _TRUNCATED = "the engine ended this answer before it was complete"
 _DEGRADED = b"x-modelyard-degraded: no replica is sound; the least bad one answered\r\n"
+_NONE: frozenset[str] = frozenset()
 
 
 class Client(Reader, Protocol):
@@ -70,6 +74,7 @@ class Exchange:
     ticket: Queued | None = None
     decision: Decision | None = None
     attempt: Attempt | None = None
+    reservation: Reservation | None = None
     # What the record ends with.
     cost_pico = 0
     trace_id = ""
@@ -97,6 +102,7 @@ class Exchange:
         reader = READERS.get(endpoint)
         asked = reader(request.body, request.id) if reader is not None else None
         parsed = parse(request.body, endpoint) if asked is None else asked.parsed
+        parsed.key_id = request.key.id
         call = parsed.call
         self.stream = call.stream is True
         self.usage_asked = self.stream and usage_asked(call)
@@ -113,9 +119,17 @@ class Exchange:
             self.resumable = self._kept_for_resumption(call, deployment)
         if request.route.shape == "anthropic":
             self.warning = b"request-id: %b\r\n" % request.id.encode()
-        if stripped := parsed.stripped if asked is None else asked.stripped:
-            self.warning += _warning(stripped)
-        self.asking = Asking(key_id=request.key.id)
+        if asked is not None and asked.stripped:
+            parsed.stripped = parsed.stripped | asked.stripped
+        if parsed.stripped or parsed.bounded:
+            self.warning += warning_of(parsed)
+        key = request.key
+        # By position: see Asking. Excluded are none yet.
+        self.asking = Asking(
+            key.id, key.priority, tokens_at_most(call, len(request.body)), _NONE, key.weight, len(self.body)
+        )
+        if line := worker.accounts.line(request.key):
+            self._reserve(line, call, admission)
         return admission
 
     def _kept_for_resumption(self, call: AnyCall, deployment: Deployment) -> Resumable | None:
@@ -123,6 +137,14 @@ class Exchange:
         found = resumable(call, self.endpoint, deployment, self.body, self.speaker, chunked=chunked)
         self.speaker = found or self.speaker
         return found
+
+    def _reserve(self, line: tuple[Account, ...], call: AnyCall, admission: Admission) -> None:
+        request, at = self.request, now()
+        asked = may_use(call, len(request.body), admission.deployment, request.at)
+        self.reservation = self.worker.accounts.reserve(line, asked, at)
+        self.warning += b"".join(
+            b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in rate_limit_fields(line, at)
+        )
 
     # Admission's side.
 
@@ -134,11 +156,9 @@ class Exchange:
         self.attempt = attempt = Attempt(self, seats, at)
         attempt.send(seats.pool.take(at))
 
-    def not_seated(self, reason: str) -> None:
-        assert self.admission is not None
+    def not_seated(self, refusal: Refusal) -> None:
         self.ticket = None
-        deployment = self.admission.deployment
-        self._refuse(unavailable(f"{deployment.name!r}: {reason}", retry_after_s=deployment.policy.retry_after_s))
+        self._refuse(refusal)
 
     # The attempt's side.
 
@@ -204,7 +224,7 @@ class Exchange:
         self._note(attempt, failure)
         self.attempt = None
         self.asking = replace(self.asking, excluded=self.asking.excluded | {replica.name})
-        admission.leave(attempt.seats, WITHDRAWN if failure.kind == "unconnected" else _FAILED)
+        admission.leave(attempt.seats, _FAILED, self.asking)
         try:
             self.ticket = admission.enter(self, self.asking, now())
         except Refusal as refusal:
@@ -317,12 +337,18 @@ class Exchange:
 
     # The end.
 
-    def _result(self, outcome: Outcome) -> Result:
+    def _result(self, outcome: Outcome, usage: Usage | None, seated_at: float) -> Result:
         if outcome in ("upstream_failed", "truncated"):
             return Result("failed")
         if outcome != "complete":
             return WITHDRAWN
-        return Result("answered", first_delta_s=self.first_byte_at - self.seated_at)
+        # A plain answer is held until it is whole: when its first token came is not known.
+        first_delta_s = max(0.0, self.first_byte_at - seated_at) if self.stream else 0.0
+        held_s = now() - seated_at
+        if usage is None:
+            return Result("answered", first_delta_s, 0, held_s)
+        fresh = usage.prompt_tokens - usage.cached_tokens
+        return Result("answered", first_delta_s, usage.prompt_tokens + (usage.completion_tokens or 0), held_s, fresh)
 
     def _refuse(self, refusal: Refusal, outcome: Outcome = "refused") -> None:
         if self.ended:
@@ -352,8 +378,14 @@ class Exchange:
             attempt.abandon()
         replica = attempt.seats.replica if attempt is not None else None
         journal, began = worker.journal, request.began
-        source: UsageSource = "engine" if usage is not None else "estimated" if events else "none"
+        source: UsageSource = "engine" if usage is not None else "none"
         counted = usage or _NO_USAGE
+        prompt, completion = counted.prompt_tokens, counted.completion_tokens or 0
+        if usage is None and (events or (outcome == "client_gone" and self.attempts)):
+            # Nobody will say any more what it was: what the engine has read and written all the same.
+            source, prompt, completion = "estimated", prompt_tokens(len(request.body)), events
+        if admission is not None and (prices := admission.deployment.policy.prices) is not None:
+            self.cost_pico = prices.cost_pico(prompt, counted.cached_tokens, completion)
         journal.write(
             RequestRecord(  # by position: see its docstring
                 request.id,
@@ -374,9 +406,9 @@ class Exchange:
                 self.attempts,
                 replica.name if replica is not None else "",
                 replica.launch if replica is not None else "",
-                counted.prompt_tokens,
+                prompt,
                 counted.cached_tokens,
-                events if usage is None else usage.completion_tokens or 0,
+                completion,
                 source,
                 error,
                 self.decision,
@@ -386,16 +418,12 @@ class Exchange:
                 self.resumed,
             )
         )
+        if self.reservation is not None:
+            self.reservation.settle(prompt + completion, self.cost_pico, now())
         if last:
             self.client.write(last)
         if attempt is not None and admission is not None:
             if attempt.seats.breaker is not CLOSED and outcome not in ("upstream_failed", "truncated", "unavailable"):
                 self._learn(attempt.seats, "answered" if outcome in ("complete", "refused") else "withdrawn")
-            admission.leave(attempt.seats, self._result(outcome))
+            admission.leave(attempt.seats, self._result(outcome, usage, attempt.began), self.asking)
         self.client.exchange_ended(self)
-
-
-def _warning(stripped: Iterable[str]) -> bytes:
-    """A header line that names the fields that were left out, as far as a header can hold their names."""
-    names = ", ".join(sorted(name[:64] for name in stripped if name.isascii() and name.isprintable())[:8])
-    return f"x-modelyard-ignored-fields: {names or '(not printable)'}\r\n".encode()

@@ -11,7 +11,8 @@ import msgspec
 
 from modelyard.errors import UsageError
 from modelyard.gateway.admission import Admission
-from modelyard.gateway.client import ClientConnection, Connections
+from modelyard.gateway.client import ClientConnection
+from modelyard.gateway.connections import Connections
 from modelyard.gateway.keyring import KeyLog
 from modelyard.gateway.upstream import parse_address
 from modelyard.gateway.worker import Worker
@@ -21,6 +22,7 @@ from modelyard.records.topology import Deployment, Topology
 FOLLOW_INTERVAL_S = 0.1
 SWEEP_INTERVAL_S = 0.5
 FLUSH_S = 1.0
+IDLE_UNDER_PRESSURE_S = 1.0
 
 
 class Service:
@@ -28,7 +30,7 @@ class Service:
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
-        self._connections = Connections()
+        self._connections: Connections[ClientConnection] = Connections(worker.wire)
 
     def connection(self) -> ClientConnection:
         """The protocol of a client that has just connected."""
@@ -61,10 +63,14 @@ class Service:
 
     # Time.
 
-    def sweep(self) -> None:
-        """Hold everyone to their deadlines."""
+    def sweep(self, late_s: float = 0.0) -> None:
+        """Hold everyone to their deadlines, and ourselves to our limits. `late_s` is by how much it comes too late."""
         now = time.monotonic()
+        pressure = self.worker.pressure
+        pressure.look(late_s)
         for connection in list(self._connections.open):
+            if pressure.level:
+                connection.let_idle_go(now + IDLE_UNDER_PRESSURE_S)
             if connection.deadline <= now:
                 connection.expire()
             elif connection.exchange is not None:
@@ -76,8 +82,9 @@ class Service:
 
     async def sweep_forever(self) -> None:
         while True:
+            due = time.monotonic() + SWEEP_INTERVAL_S
             await asyncio.sleep(SWEEP_INTERVAL_S)
-            self.sweep()
+            self.sweep(time.monotonic() - due)
 
     async def drain(self, grace_s: float) -> None:
         """Finish what is under way, start nothing new on idle connections; at the deadline tell the rest and end."""

@@ -38,9 +38,29 @@ class Failover(Record):
     eject_most_s: float = 30.0
 
 
+class Prices(Record):
+    """What tokens cost, in millionths of a millionth of `currency` for each: whole numbers, so that sums are exact.
+    `cached_input_pico` is for prompt tokens that came from the engine's prefix cache."""
+
+    currency: str
+    input_pico: int
+    cached_input_pico: int
+    output_pico: int
+
+    def cost_pico(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> int:
+        """`prompt_tokens` include the cached ones, as engines count them."""
+        cached = min(cached_tokens, prompt_tokens)
+        fresh = prompt_tokens - cached
+        return fresh * self.input_pico + cached * self.cached_input_pico + completion_tokens * self.output_pico
+
+
 class Policy(Record):
     """How a deployment's requests are treated, as its operator wants it. `retry_after_s` is what clients are told where
-    nothing better is known."""
+    nothing better is known. `forwarded_fields` are request fields that we do not know and the engine does;
+    `stripped_fields` are left out of what the engine is asked, and named in a header; `refused_fields` are refused.
+    `salted`: prompts of different keys share no cached prefix, where the engine knows salts. In an overload that
+    lasts, nobody is let in who would wait longer than `overload_wait_s`. `reserved_seats` is the part of the seats that
+    only keys below their share may take while several are active."""
 
     retry_after_s: int = 2
     max_queued: int = 64
@@ -49,14 +69,23 @@ class Policy(Record):
     stall_timeout_s: float = 300.0
     unknown_fields: Literal["strip", "refuse"] = "strip"
     failover: Failover = Failover()
+    forwarded_fields: tuple[str, ...] = ()
+    stripped_fields: tuple[str, ...] = ()
+    refused_fields: tuple[str, ...] = ()
+    salted: bool = True
+    prices: Prices | None = None
+    max_queued_bytes: int = 64 * 1024 * 1024
+    overload_wait_s: float = 2.0
+    reserved_seats: float = 0.125
 
 
 class Deployment(Record):
     """What is served under one public name. `engine_model` is the name that the engine itself answers to.
     While `open` is false nothing is routed and `reason` says why. `refused_fields` are request fields that the engine
-    cannot honour: a request that sets one is told so. `engine` is its name; `endpoints` are those that it has itself;
-    `reasoning_field` is what it calls a model's thoughts, where it tells them at all; `continues_chat` says that it can
-    go on with an answer that was begun."""
+    cannot honour: a request that sets one is told so; `ignored_fields` are those that it would take and do nothing
+    about. `cache_salt`: it keeps cached prefixes apart by a salt in the request. `engine` is its name; `endpoints` are
+    those that it has itself; `reasoning_field` is what it calls a model's thoughts, where it tells them at all;
+    `continues_chat`: it can go on with an answer that was begun."""
 
     name: str
     engine_model: str
@@ -70,6 +99,8 @@ class Deployment(Record):
     endpoints: tuple[str, ...] = ("/v1/chat/completions", "/v1/completions")
     reasoning_field: Literal["", "reasoning", "reasoning_content"] = ""
     continues_chat: bool = False
+    ignored_fields: tuple[str, ...] = ()
+    cache_salt: bool = False
     policy: Policy = Policy()
 
 

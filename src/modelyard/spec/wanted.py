@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from modelyard.records.base import Record
+from modelyard.spec.price import Price
 from modelyard.spec.sizes import ByteSize
 
 API_VERSION = "modelyard/v1"
@@ -37,6 +38,22 @@ class Limits(Record, forbid_unknown_fields=True):
     queue_timeout_s: Annotated[
         Seconds, Meta(description="How long a request may wait before it is refused with 503, in seconds.")
     ] = 30.0
+    queued_bytes: Annotated[
+        ByteSize | None,
+        Meta(description="Memory that the bodies of waiting requests may take, such as 64MiB; that if left out."),
+    ] = None
+    overload_wait_s: Annotated[
+        Seconds,
+        Meta(description="In an overload that lasts, who would wait longer than this is refused at once, in seconds."),
+    ] = 2.0
+    reserved_seats: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=0.5,
+            description="The part of the seats that only keys below their share may take while several are active.",
+        ),
+    ] = 0.125
     kv_cache: Annotated[
         ByteSize | None,
         Meta(description="Memory of one replica for the keys and values of its requests, such as 1GiB."),
@@ -101,9 +118,57 @@ class Failover(Record, forbid_unknown_fields=True):
     eject_most_s: Annotated[Seconds, Meta(description="... up to this.")] = 30.0
 
 
+# What would let a client load files of the engine's machine, take another tenant's cache, or run code there: no
+# operator can mean that for every client.
+NEVER_FORWARDED = frozenset(
+    {"api_base", "api_key", "base_url", "cache_salt", "chat_template", "documents", "kv_transfer_params", "messages"}
+    | {"model", "prompt", "prompt_embeds", "stream", "stream_options"}
+)
+FieldName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
+FieldNames = Annotated[tuple[FieldName, ...], Meta(max_length=64)]
+
+
+class Fields(Record, forbid_unknown_fields=True):
+    """What becomes of single request fields, whatever is the rule for the others."""
+
+    forward: Annotated[
+        FieldNames,
+        Meta(description="Fields that we do not know and the engine does, such as chat_template_kwargs: passed on."),
+    ] = ()
+    strip: Annotated[
+        FieldNames, Meta(description="Fields that the engine never sees; a header of the answer names them.")
+    ] = ()
+    refuse: Annotated[FieldNames, Meta(description="Fields that are refused with 400, by name.")] = ()
+
+
+class Prices(Record, forbid_unknown_fields=True):
+    """What tokens cost. Amounts are for a million tokens, exact to six decimals."""
+
+    currency: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=16,
+            description="What the amounts are in, such as EUR; the same in every deployment, because sums are in it.",
+        ),
+    ]
+    input: Annotated[Price, Meta(description="For a million tokens of prompts, such as 0.15.")]
+    output: Annotated[Price, Meta(description="For a million tokens of answers.")]
+    cached_input: Annotated[
+        Price | None, Meta(description="For a million prompt tokens from the prefix cache; as `input` if left out.")
+    ] = None
+
+
 class Tls(Record, forbid_unknown_fields=True):
     cert: Annotated[str, Meta(description="Certificate chain in PEM; a path relative to this file.")]
     key: Annotated[str, Meta(description="Private key in PEM; a path relative to this file.")]
+    client_ca: Annotated[
+        str | None,
+        Meta(
+            description="Let in only clients with a certificate of these authorities (PEM; a path relative to this "
+            "file). A key is asked of them all the same."
+        ),
+    ] = None
 
 
 class Gateway(Record, forbid_unknown_fields=True):
@@ -113,7 +178,18 @@ class Gateway(Record, forbid_unknown_fields=True):
         str, Meta(min_length=1, description="Address to listen on; beyond loopback a key and TLS are needed.")
     ] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")] = 8000
-    tls: Annotated[Tls | None, Meta(description="Serve HTTPS with this certificate.")] = None
+    tls: Annotated[
+        Tls | None, Meta(description="Serve HTTPS with this certificate; new files are taken in as they appear.")
+    ] = None
+    connections_per_address: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="Connections that one address (of IPv6: one /64 network) may hold; this machine's own are not "
+            "counted. Raise it where a proxy on another machine speaks for all clients.",
+        ),
+    ] = 1024
 
 
 class Deployment(Record, forbid_unknown_fields=True):
@@ -143,10 +219,23 @@ class Deployment(Record, forbid_unknown_fields=True):
     ] = msgspec.field(default_factory=dict[str, SettingValue])
     timeouts: Annotated[Timeouts, Meta(description="How long to wait before something counts as failed.")] = Timeouts()
     failover: Annotated[Failover, Meta(description="What happens when a replica fails a request.")] = Failover()
+    prices: Annotated[
+        Prices | None,
+        Meta(description="What its tokens cost; without them they cost nothing and budgets are in tokens."),
+    ] = None
     unknown_fields: Annotated[
         Literal["strip", "refuse"],
         Meta(description="Request fields that we do not know: left out with a warning header, or refused with 400."),
     ] = "strip"
+    fields: Annotated[Fields, Meta(description="Exceptions for request fields by name.")] = Fields()
+    isolation: Annotated[
+        Literal["shared", "salted", "strict"],
+        Meta(
+            description="Whether one key can learn from the time of its first token what another has asked: `salted` "
+            "keeps the cached prefixes of keys apart where the engine can (vllm), `strict` also switches the prefix "
+            "cache off where it cannot, `shared` lets all keys share one."
+        ),
+    ] = "salted"
 
 
 class DeploymentFile(Record):
