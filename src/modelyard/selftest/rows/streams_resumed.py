@@ -100,7 +100,7 @@ async def _kill_all(bench: Bench, fleet: Fleet, tally: Tally) -> None:
 
 
 def _request(bench: Bench) -> tuple[dict[str, Any], str]:
-    """A chat or a completion, drawn from a seed or greedy, with or without usage, cut by its limit or ended of itself."""
+    """A chat or a completion, drawn from a seed or greedy, with or without usage, cut by its limit or whole."""
     rng = bench.rng
     sampling: dict[str, Any] = {"temperature": 0} if rng.random() < 0.5 else {"seed": rng.randrange(1000)}
     usage: dict[str, Any] = {"stream_options": {"include_usage": True}} if rng.random() < 0.5 else {}
