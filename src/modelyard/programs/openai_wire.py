@@ -138,7 +138,12 @@ def _chat_prompt(fields: dict[str, Any]) -> dict[str, Any]:
     listed = cast("list[Any]", messages)
     if len(listed) > MAX_MESSAGES:
         raise BadRequest(f"more than {MAX_MESSAGES} messages", param="messages")
-    return {"messages": [_message(message, f"messages[{index}]") for index, message in enumerate(listed)]}
+    return {"messages": chat_messages(listed)}
+
+
+def chat_messages(messages: list[Any]) -> list[dict[str, str]]:
+    """Role and text of each message. Raises BadRequest."""
+    return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
 def _message(message: Any, where: str) -> dict[str, str]:

@@ -149,17 +149,15 @@ class Engine:
         once, twice = len(self.encode(text)), len(self.encode(text + text))
         return once if once == twice else None
 
-    def render_chat(self, messages: list[dict[str, Any]]) -> list[int]:
+    def render_chat(self, messages: list[dict[str, Any]], *, opening: bool = True) -> list[int]:
+        """`opening` writes the beginning of the answer, too."""
         try:
-            text: str = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+            text: str = self._tokenizer.apply_chat_template(messages, add_generation_prompt=opening)
         except Exception as error:  # the template is the model's own program and may raise anything
             raise Unusable(f"the model's chat template refuses these messages: {error}") from error
-        return self._encode(text, special=False)
+        return self.encode(text, special=False)
 
-    def encode(self, text: str) -> list[int]:
-        return self._encode(text, special=True)
-
-    def _encode(self, text: str, *, special: bool) -> list[int]:
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
         if not text:
             return []
         return self._tokenizer.encode(text, add_special_tokens=special).input_ids.data[0].tolist()

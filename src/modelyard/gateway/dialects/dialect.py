@@ -53,8 +53,7 @@ class Speaker(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Sending:
+class Sending(msgspec.Struct, frozen=True):
     """Where a request goes at the engine, with which body, and who turns the answer back (None: nobody need).
     `names` are those of the engine's fields that the client calls otherwise."""
 
