@@ -102,7 +102,7 @@ class Gateway:
     def records(self) -> list[RequestRecord]:
         """Those of inference requests, of every process that ran here."""
         found = read_journal(self.state.journal).records
-        return [record for record in found if record.endpoint.endswith("completions")]
+        return [record for record in found if not record.endpoint.startswith(("/v1/models", "/health", "/ready"))]
 
     def rss_bytes(self) -> int:
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
