@@ -26,6 +26,7 @@ class Ask:
     prompt: str
     prompt_tokens: int
     answer: Answer
+    salt: str
     stream: bool
     include_usage: bool
     tool: str = ""
@@ -92,6 +93,7 @@ def _ask(
         prompt=prompt,
         prompt_tokens=prompt_tokens,
         answer=answer,
+        salt=str(fields.get("cache_salt") or ""),
         stream=stream,
         include_usage=is_object(options) and options.get("include_usage") is True,
     )

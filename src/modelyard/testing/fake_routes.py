@@ -30,7 +30,7 @@ class Routes:
         self.weights = bytearray()
         self._model = FakeModel(knobs)
         self._seen: deque[dict[str, object]] = deque(maxlen=SEEN_REQUESTS)
-        self._prompts: set[str] = set()
+        self._prompts: set[tuple[str, str]] = set()
         self._vocabulary: dict[str, int] = {}
         self._answered = 0
         self._routes: dict[tuple[str, str], Callable[[Request, Reply], Awaitable[None] | None]] = {
@@ -154,10 +154,11 @@ class Routes:
         reply.json(200, fake_vectors.rerank(read_object(request.body)))
 
     async def _answer(self, ask: Ask, reply: Reply) -> None:
-        cached = ask.prompt_tokens - 1 if ask.prompt in self._prompts else 0
+        salted = (ask.salt, ask.prompt)
+        cached = ask.prompt_tokens - 1 if self.knobs.prefix_cache and salted in self._prompts else 0
         if len(self._prompts) >= REMEMBERED_PROMPTS:
             self._prompts.clear()
-        self._prompts.add(ask.prompt)
+        self._prompts.add(salted)
         self._answered += 1
         job = Job(ask.prompt, ask.prompt_tokens, cached, ask.answer)
         shapes = Shapes.of(ask, self._answered, cached, self.knobs.defect)

@@ -54,6 +54,10 @@ class Message(Struct):
         """The reasoning, by whichever name the engine calls it."""
         return self.reasoning or self.reasoning_content or ""
 
+    @property
+    def says_something(self) -> bool:
+        return bool(self.content or self.thought or self.tool_calls or self.refusal)
+
 
 class Choice(Struct):
     """`stop_reason` is vLLM's: the stop text that was met, where it was one."""

@@ -135,6 +135,10 @@ class CheckedLane:
     def events(self) -> int:
         return self._lane.events
 
+    @property
+    def has_delta(self) -> bool:
+        return self._lane.has_delta
+
     def passes(self, raw: bytes) -> bool:
         return False
 

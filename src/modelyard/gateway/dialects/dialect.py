@@ -19,14 +19,18 @@ TOKENIZE, DETOKENIZE = "/tokenize", "/detokenize"
 
 
 class Lane(Protocol):
-    """How a stream travels (lanes.RawLane is one). `events` counts pieces with content; `usage` is the engine's;
-    `verdict` is what a check of the whole answer found wrong, "" where nothing was, or none is made."""
+    """How a stream travels (lanes.RawLane is one). `events` counts pieces with content; `has_delta` once one of them
+    was a piece of the answer, not only of its frame; `usage` is the engine's; `verdict` is what a check of the whole
+    answer found wrong, "" where nothing was, or none is made."""
 
     @property
     def usage(self) -> Usage | None: ...
 
     @property
     def events(self) -> int: ...
+
+    @property
+    def has_delta(self) -> bool: ...
 
     @property
     def verdict(self) -> str: ...

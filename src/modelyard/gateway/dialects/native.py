@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from modelyard.gateway.dialects.sse import EventSplitter, event
-from modelyard.gateway.lanes import LAST_CHUNK, BrokenStream, CachedTokens, Usage, chunk
+from modelyard.gateway.lanes import LAST_CHUNK, BrokenStream, CachedTokens, EngineErred, Usage, chunk
 
 MESSAGE_ENDS = frozenset({"message_stop"})
 RESPONSE_ENDS = frozenset({"response.completed", "response.incomplete"})
@@ -64,7 +64,7 @@ def responses_error(text: str, code: str, number: int) -> bytes:
 class NativeLane:
     """A stream in the client's own dialect."""
 
-    __slots__ = ("_chunked", "_closing", "_ends", "_number", "_splitter", "events", "usage")
+    __slots__ = ("_chunked", "_closing", "_ends", "_number", "_splitter", "events", "has_delta", "usage")
     verdict = ""
 
     def __init__(self, ends: frozenset[str], *, chunked: bool) -> None:
@@ -74,6 +74,7 @@ class NativeLane:
         self._number = -1
         self.usage: Usage | None = None
         self.events = 0
+        self.has_delta = False
 
     def passes(self, raw: bytes) -> bool:
         return False
@@ -102,10 +103,11 @@ class NativeLane:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise BrokenStream(f"an event of the engine is not JSON: {error}") from None
         if seen.type in _ERRORS:
-            raise BrokenStream("the engine reported an error in the middle of its answer")
+            raise EngineErred("the engine reported an error in the middle of its answer")
         if self._closing:
             raise BrokenStream("the engine went on after its last event")
         self.events += 1
+        self.has_delta = self.has_delta or seen.type.endswith("delta")
         self._number = seen.sequence_number
         counts = seen.usage or (seen.response.usage if seen.response is not None else None)
         if counts is not None:

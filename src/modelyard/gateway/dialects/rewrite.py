@@ -9,7 +9,7 @@ from typing import Protocol
 
 from modelyard.gateway.dialects.chat import ChatUsage, Choice, Message, decode
 from modelyard.gateway.dialects.sse import EventSplitter
-from modelyard.gateway.lanes import LAST_CHUNK, BrokenStream, Usage, chunk
+from modelyard.gateway.lanes import LAST_CHUNK, BrokenStream, EngineErred, Usage, chunk
 
 _DONE = b"[DONE]"
 
@@ -27,7 +27,7 @@ class Translator(Protocol):
 class RewriteLane:
     """An event stream that is told anew. `events` counts what was told, the fallback where no usage ever comes."""
 
-    __slots__ = ("_chunked", "_closing", "_splitter", "_translator", "events", "usage")
+    __slots__ = ("_chunked", "_closing", "_splitter", "_translator", "events", "has_delta", "usage")
     verdict = ""
 
     def __init__(self, translator: Translator, *, chunked: bool) -> None:
@@ -36,6 +36,7 @@ class RewriteLane:
         self._closing: bytes | None = None
         self.usage: Usage | None = None
         self.events = 0
+        self.has_delta = False
 
     def passes(self, raw: bytes) -> bool:
         return False
@@ -66,13 +67,14 @@ class RewriteLane:
             raise BrokenStream("the engine went on after its end marker")
         answer = decode(data)
         if answer.error is not None:
-            raise BrokenStream("the engine reported an error in the middle of its answer")
+            raise EngineErred("the engine reported an error in the middle of its answer")
         if answer.usage is not None:
             self.usage = answer.usage
         told = b""
         for choice in answer.choices:
             if choice.index == 0 and choice.delta is not None:
                 told += self._translator.feed(choice, choice.delta)
+                self.has_delta = self.has_delta or choice.delta.says_something
         if told:
             self.events += 1
         return told
