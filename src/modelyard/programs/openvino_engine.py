@@ -168,6 +168,10 @@ class Engine:
             return self._tokenizer.decode(tokens)
         return b"".join([self._pieces[token] for token in tokens]).decode("utf-8", "ignore")
 
+    def texts(self, sequences: list[list[int]]) -> list[str]:
+        """The text of each, with the names of special tokens, which answers leave out."""
+        return self._tokenizer.decode(sequences, skip_special_tokens=False) if sequences else []
+
     def generation(self, sampling: dict[str, Any], max_tokens: int, schema: str | None) -> Any:
         """A checked GenerationConfig of the wire's sampling fields; Unusable says what the engine does not accept."""
         config = self._generation_config()

@@ -153,12 +153,13 @@ class Stepper:
             tokens = self._engine.encode(message["text"], special=message["special"])
         if len(tokens) == self._engine.tokenizer_limit:
             raise Unusable(f"the tokenizer counts no further than {len(tokens)} tokens", code="context_length_exceeded")
-        strings = [self._engine.decode([token]) for token in tokens] if message["strings"] else None
+        strings = self._engine.texts([[token] for token in tokens]) if message["strings"] else None
         self._send({"kind": "counted", "id": message["id"], "tokens": tokens, "strings": strings})
 
     def _read(self, message: dict[str, Any]) -> None:
         self._check_vocabulary(message["tokens"])
-        self._send({"kind": "read", "id": message["id"], "text": self._engine.decode(message["tokens"])})
+        [text] = self._engine.texts([message["tokens"]]) if message["tokens"] else [""]
+        self._send({"kind": "read", "id": message["id"], "text": text})
 
     def _check_vocabulary(self, tokens: list[int]) -> None:
         """The engine looks ids up unchecked."""
