@@ -15,6 +15,7 @@ from gateway_child import KEY, MODEL, Gateway, deployment, replica
 from pydantic import BaseModel
 
 from modelyard.records.journal import RequestRecord
+from modelyard.records.keys import Limits
 from modelyard.state import open_state
 from modelyard.testing import FakeEngine
 
@@ -292,7 +293,30 @@ async def test_openais_errors_are_typed(
     assert caught.value.request_id and caught.value.code
 
 
-# Both: retries, deadlines, leaving.
+# Both: limits, retries, deadlines, leaving.
+
+
+async def test_a_key_at_its_limit_is_told_so_in_both_dialects(gateway: Gateway, eventually: Eventually) -> None:
+    secret = "my_00000000feed_limited"
+    gateway.add_key(secret, limits=Limits(requests_per_minute=2))
+    async with anthropic_client(gateway, api_key=secret) as one, openai_client(gateway, api_key=secret) as other:
+
+        async def known() -> bool:
+            try:
+                return bool((await one.messages.create(model=MODEL, max_tokens=5, messages=JAPAN)).content)
+            except anthropic.AuthenticationError:
+                return False  # the key log is followed ten times a second
+
+        await eventually(known)
+        await other.responses.create(model=MODEL, input="hi", max_output_tokens=5)
+        with pytest.raises(anthropic.RateLimitError) as of_anthropic:
+            await one.messages.create(model=MODEL, max_tokens=5, messages=JAPAN)
+        with pytest.raises(openai.RateLimitError) as of_openai:
+            await other.responses.create(model=MODEL, input="hi", max_output_tokens=5)
+    for caught in (of_anthropic, of_openai):
+        assert int(caught.value.response.headers["retry-after"]) > 0
+    body: Any = of_anthropic.value.body
+    assert body["error"]["type"] == "rate_limit_error"
 
 
 @pytest.mark.parametrize("dialect", ["anthropic", "openai"])
