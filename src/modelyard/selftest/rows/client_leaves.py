@@ -164,13 +164,13 @@ async def _check_service(gateway: GatewayProcess, tally: Tally) -> None:
 ROW = Row(
     key="18",
     name="clients leave",
-    claim="Whenever a client leaves, before the first token, in the middle of a stream or while a plain answer is made, "
-    "by chat, completions, messages or responses, the engine's slot is free within 1 s (p99), the seat is given "
+    claim="Whenever a client leaves, before the first token, in the middle of a stream or while a plain answer is "
+    "made, by chat, completions, messages or responses, the engine's slot is free within 1 s (p99), the seat is given "
     "back, and one record counts at least the tokens that the client has.",
     unit="departures",
     full=2400,
     short=48,
     run=run,
     sources=("gateway", "records", "testing"),
-    takes_s=90,
+    takes_s=40,
 )
