@@ -46,7 +46,7 @@ def read_journal(folder: Path, after: Checkpoint = BEGINNING, *, step_bytes: int
             whole, unreadable = data, unreadable + 1
         for line in whole.split(b"\n")[:-1]:
             whole_record = within(line)
-            record = _record(whole_record)
+            record = record_of(line)
             records += [record] if record else []
             unreadable += record is None or len(whole_record) < len(line)
         offsets[path.name] = start + len(whole)
@@ -66,8 +66,9 @@ def _read(path: Path, start: int, room: int) -> tuple[int, bytes, bool]:
         return 0, b"", False
 
 
-def _record(line: bytes) -> RequestRecord | None:
+def record_of(line: bytes) -> RequestRecord | None:
+    """The line's record, as `within` finds it; None where there is none of this version."""
     try:
-        return decode(line, RequestRecord)
+        return decode(within(line), RequestRecord)
     except UnreadableRecord:
         return None
