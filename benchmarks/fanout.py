@@ -1,9 +1,9 @@
 """Many streams at once, each side on a core of its own: what the gateway loses, and how late it is.
 
-`python -m benchmarks.fanout [--streams 512] [--events 1200] [--json FILE]` sends that many streams of 50 events a second
-to the mock engine directly and through the gateway, which has one core; the load generator and the engine share the
-others. Every stream is compared with what the engine said, byte for byte: an event that was lost, doubled or moved ends
-the run with exit code 1. 2: something that is needed is absent. It judges no times: `selftest --rows 3` does.
+`python -m benchmarks.fanout [--streams 512] [--events 1200] [--json FILE]` sends that many streams of 50 events a
+second to the mock engine directly and through the gateway, which has one core; the load generator and the engine share
+the others. Every stream is compared with what the engine said, byte for byte: an event that was lost, doubled or moved
+ends the run with exit code 1. 2: something that is needed is absent. It judges no times: `selftest --rows 3` does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rows of kill campaigns: a whole yard under load, each of its processes killed, by benchmarks.kills of the checkout."""
+"""A whole yard under load, each of its processes killed, by benchmarks.kills of the checkout."""
 
 from __future__ import annotations
 
