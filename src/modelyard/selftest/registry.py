@@ -11,6 +11,7 @@ from modelyard.selftest.rows import (
     budgets,
     client_leaves,
     kills,
+    million,
     only_replica_killed,
     upstream_misbehaves,
 )
@@ -19,6 +20,7 @@ MODULES = (
     budgets,
     client_leaves,
     kills,
+    million,
     only_replica_killed,
     upstream_misbehaves,
 )
