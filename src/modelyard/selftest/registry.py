@@ -13,6 +13,7 @@ from modelyard.selftest.rows import (
     kills,
     million,
     only_replica_killed,
+    requests_of_any_shape,
     upstream_misbehaves,
 )
 
@@ -22,6 +23,7 @@ MODULES = (
     kills,
     million,
     only_replica_killed,
+    requests_of_any_shape,
     upstream_misbehaves,
 )
 
