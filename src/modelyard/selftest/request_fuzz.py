@@ -6,7 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from modelyard.selftest.bench import MODEL
 
@@ -86,11 +86,10 @@ def damaged(body: bytes, rng: random.Random) -> bytes:
 def _places(value: Any, path: tuple[Any, ...]) -> Any:
     yield path
     if isinstance(value, dict):
-        inner: dict[Any, Any] = value  # pyright: ignore[reportUnknownVariableType]
-        for name, one in inner.items():
+        for name, one in cast("dict[str, Any]", value).items():
             yield from _places(one, (*path, name))
     elif isinstance(value, list):
-        for index, one in enumerate(value):  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        for index, one in enumerate(cast("list[Any]", value)):
             yield from _places(one, (*path, index))
 
 
@@ -115,8 +114,8 @@ def _with(value: Any, place: tuple[Any, ...], rng: random.Random) -> Any:
     def add(parent: Any) -> Any:
         new: Any = rng.choice(SCALARS)
         if isinstance(parent, dict):
-            return {**parent, place[-1]: new}
-        return [*parent, new] if isinstance(parent, list) else new
+            return cast("dict[str, Any]", parent) | {place[-1]: new}
+        return [*cast("list[Any]", parent), new] if isinstance(parent, list) else new
 
     return _replaced(value, place[:-1], add)
 

@@ -202,9 +202,9 @@ def _sum(metrics: Metrics, instrument: Instrument) -> float:
 ROW = Row(
     key="million",
     name="a million requests, with kills in between",
-    claim="Of a million requests of every kind, with 20 kills of the gateway and as many of engines in between, each that "
-    "was answered to its end stands once in the journal, with its key, status, tokens and cost; records beyond these "
-    "are no more than the requests that no answer reached; usage, cost and metrics are the sums of the journal.",
+    claim="Of a million requests of every kind, with 20 kills of the gateway and as many of engines in between, each "
+    "that was answered to its end stands once in the journal, with its key, status, tokens and cost; records beyond "
+    "these are no more than the requests that no answer reached; usage, cost and metrics are the sums of the journal.",
     unit="requests",
     full=1_000_000,
     short=2_000,
