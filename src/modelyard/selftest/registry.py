@@ -10,20 +10,24 @@ from modelyard.selftest.row import Row
 from modelyard.selftest.rows import (
     budgets,
     client_leaves,
+    injected_text,
     kills,
     million,
     only_replica_killed,
     requests_of_any_shape,
+    tenants_apart,
     upstream_misbehaves,
 )
 
 MODULES = (
     budgets,
     client_leaves,
+    injected_text,
     kills,
     million,
     only_replica_killed,
     requests_of_any_shape,
+    tenants_apart,
     upstream_misbehaves,
 )
 
