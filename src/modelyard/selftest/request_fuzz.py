@@ -33,8 +33,8 @@ class Request:
 
 def made(rng: random.Random) -> Request:
     """Half of them sound; the others with up to four mutations of the value, or a damaged text."""
-    path = rng.choice(tuple(_BASES))
-    value = _base(path, rng)
+    path = rng.choice(PATHS)
+    value = base(path, rng)
     stream = value.get("stream") is True
     if rng.random() < 0.5:
         return Request(path, json.dumps(value).encode(), path in STREAMED, stream)
@@ -46,9 +46,10 @@ def made(rng: random.Random) -> Request:
     return Request(path, body, False, stream)
 
 
-def _base(path: str, rng: random.Random) -> dict[str, Any]:
+def base(path: str, rng: random.Random, *, every_field: bool = False) -> dict[str, Any]:
+    """A sound request, with some of the fields that it may have, or with all."""
     required, optional = _BASES[path]
-    chosen = {name: make(rng) for name, make in optional.items() if rng.random() < 0.3}
+    chosen = {name: make(rng) for name, make in optional.items() if every_field or rng.random() < 0.3}
     return {name: make(rng) for name, make in required.items()} | chosen
 
 
@@ -67,6 +68,21 @@ def mutated(value: Any, rng: random.Random) -> Any:
             return _replaced(value, place, lambda old: {"type": old})
         case _:
             return _replaced(value, place, lambda old: rng.choice(SCALARS))
+
+
+def text_places(value: Any) -> list[tuple[Any, ...]]:
+    """Where texts stand in it."""
+    return [place for place in _places(value, ()) if isinstance(_at(value, place), str)]
+
+
+def with_text(value: Any, place: tuple[Any, ...], text: str) -> Any:
+    return _replaced(value, place, lambda old: text)
+
+
+def _at(value: Any, place: tuple[Any, ...]) -> Any:
+    for step in place:
+        value = value[step]
+    return value
 
 
 def damaged(body: bytes, rng: random.Random) -> bytes:
@@ -201,3 +217,4 @@ _BASES: dict[str, tuple[dict[str, Make], dict[str, Make]]] = {
     "/tokenize": ({**_MODEL, "prompt": _text}, {}),
     "/detokenize": ({**_MODEL, "tokens": _one_of([1, 2])}, {}),
 }
+PATHS = tuple(_BASES)
