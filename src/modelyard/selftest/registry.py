@@ -17,6 +17,7 @@ from modelyard.selftest.rows import (
     only_replica_killed,
     outage,
     requests_of_any_shape,
+    secrets_stay,
     tenants_apart,
     upstream_misbehaves,
 )
@@ -31,6 +32,7 @@ MODULES = (
     only_replica_killed,
     outage,
     requests_of_any_shape,
+    secrets_stay,
     tenants_apart,
     upstream_misbehaves,
 )
