@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from modelyard.clock import SYSTEM
 from modelyard.control.api import make_app
 from modelyard.control.audit_log import AuditLog
+from modelyard.control.debugging import DebugWindows
 from modelyard.control.fleet import Fleet
 from modelyard.control.key_log import KeyWriter
 from modelyard.control.measurements import Measurements
@@ -34,7 +35,9 @@ async def routes_of(state: StateDirectory) -> list[tuple[str, str]]:
     async with asyncio.TaskGroup() as tasks:
         fleet = Fleet(around, tasks)
         audit = AuditLog(state, SYSTEM)
-        app = make_app(state, "key", fleet, KeyWriter(state, SYSTEM), Measurements(state, fleet), audit)
+        windows = DebugWindows(state, around.publisher, audit, SYSTEM)
+        seen = Measurements(state, fleet)
+        app = make_app(state, "key", fleet, KeyWriter(state, SYSTEM), seen, audit, windows)
     return sorted((method, path) for method, path in _routes(app.routes))
 
 

@@ -17,11 +17,12 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from modelyard import __version__
 from modelyard.control import showing, wanted
 from modelyard.control.audit_log import AuditLog
-from modelyard.control.auditing import audited, tell
+from modelyard.control.auditing import audited, noted, tell
+from modelyard.control.debugging import LONGEST_S, DebugWindows
 from modelyard.control.fleet import Fleet
 from modelyard.control.key_log import KeyWriter
 from modelyard.control.measurements import Measurements
-from modelyard.control.views import Reloaded
+from modelyard.control.views import DebugWindow, Reloaded
 from modelyard.errors import ModelyardError, NotRunning, UsageError
 from modelyard.records.keys import Scopes
 from modelyard.state import StateDirectory
@@ -44,8 +45,21 @@ class NewKeyBody(BaseModel):
     deployments: list[Name] | None = None
 
 
+class DebugBody(BaseModel):
+    """How long a debug window is open, and why."""
+
+    for_s: float = Field(gt=0, le=LONGEST_S)
+    reason: str = Field(min_length=1, max_length=200)
+
+
 def make_app(
-    state: StateDirectory, admin_key: str, fleet: Fleet, keys: KeyWriter, seen: Measurements, audit: AuditLog
+    state: StateDirectory,
+    admin_key: str,
+    fleet: Fleet,
+    keys: KeyWriter,
+    seen: Measurements,
+    audit: AuditLog,
+    windows: DebugWindows,
 ) -> FastAPI:
     """The application. Every route but /health demands the admin key; a Host that is not loopback is refused, so that
     no web page can reach it by a name that it controls."""
@@ -53,7 +67,7 @@ def make_app(
     locked = APIRouter(dependencies=[Depends(_admin(admin_key))])
 
     @app.middleware("http")
-    async def noted(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    async def note(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         try:
             return await audited(audit, request, call_next)
         except ModelyardError as error:
@@ -87,11 +101,16 @@ def make_app(
 
     @locked.get("/deployments")
     async def deployments() -> Response:
-        return _json([showing.of_deployment(one, latest(state, name), 0) for name, one in fleet.running.items()])
+        return _json(
+            [
+                showing.of_deployment(one, latest(state, name), 0, windows.until(name))
+                for name, one in fleet.running.items()
+            ]
+        )
 
     @locked.get("/deployments/{name}")
     async def deployment(name: str, after_step: Annotated[int, Query(ge=0)] = 0) -> Response:
-        return _json(showing.of_deployment(fleet.get(name), latest(state, name), after_step))
+        return _json(showing.of_deployment(fleet.get(name), latest(state, name), after_step, windows.until(name)))
 
     @locked.post("/deployments/{name}/reload")
     async def reload(name: str, request: Request) -> Response:
@@ -110,6 +129,17 @@ def make_app(
     @locked.delete("/deployments/{name}")
     async def remove(name: str) -> Response:
         await fleet.remove(name)
+        return _json({"name": name})
+
+    @locked.post("/deployments/{name}/debug")
+    async def open_debug(name: str, body: DebugBody, request: Request) -> Response:
+        fleet.get(name)
+        return _json(DebugWindow(deployment=name, until=windows.open(name, body.for_s, body.reason, noted(request))))
+
+    @locked.delete("/deployments/{name}/debug")
+    async def close_debug(name: str, request: Request) -> Response:
+        fleet.get(name)
+        windows.close(name, noted(request))
         return _json({"name": name})
 
     @locked.get("/keys")

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Result
 from modelyard.gateway.attempt import Attempt, Failure, Reader
 from modelyard.gateway.breaker import CLOSED, Event, learned
+from modelyard.gateway.debug_window import overheard
 from modelyard.gateway.dialects.dialect import Speaker, renamed
 from modelyard.gateway.dialects.registry import READERS
 from modelyard.gateway.dialects.ways import direct, spoken
@@ -23,6 +24,7 @@ from modelyard.gateway.lanes import LAST_CHUNK, Usage, chunk
 from modelyard.gateway.refusals import Refusal, unavailable, unknown_model
 from modelyard.gateway.request import Request
 from modelyard.gateway.seats import Seats
+from modelyard.gateway.trace import parse as parse_trace
 from modelyard.gateway.worker import Worker
 from modelyard.records.decision import Decision
 from modelyard.records.journal import Attempt as Tried
@@ -67,7 +69,8 @@ class Exchange:
     attempt: Attempt | None = None
     # What the record ends with.
     cost_pico = 0
-    trace_id = ""
+    trace_id = trace_parent = ""
+    trace_lines = b""
     tried: tuple[Tried, ...] = ()
     resumed = 0
 
@@ -88,6 +91,8 @@ class Exchange:
     def _check(self) -> Admission:
         """All that can be refused before a seat is asked for. Returns the door to ask at."""
         request, worker = self.request, self.worker
+        if request.traceparent:
+            self._join_trace(request)
         endpoint = request.route.endpoint
         reader = READERS.get(endpoint)
         asked = reader(request.body, request.id) if reader is not None else None
@@ -102,6 +107,8 @@ class Exchange:
         self.admission = admission
         worker.keyring.authorize(request.key, call.model, endpoint)
         deployment = admission.deployment
+        if request.at < deployment.debug_until:
+            self.client = overheard(self.client, worker.debug, deployment)
         sending = direct(parsed, endpoint, deployment) if asked is None else spoken(asked, deployment)
         self.endpoint, self.body, self.speaker = sending.endpoint, sending.body, sending.speaker
         self.names = sending.names
@@ -113,6 +120,13 @@ class Exchange:
             self.warning += warning_of(parsed)
         self.asking = Asking(key_id=request.key.id)
         return admission
+
+    def _join_trace(self, request: Request) -> None:
+        """The client's trace goes on through us to the engine."""
+        trace = parse_trace(request.traceparent, request.tracestate)
+        if trace is not None:
+            self.trace_id, self.trace_parent = trace.trace_id, trace.parent()
+            self.trace_lines = trace.onward(request.id)
 
     # Admission's side.
 
@@ -347,6 +361,7 @@ class Exchange:
                 self.trace_id,
                 self.tried,
                 self.resumed,
+                self.trace_parent,
             )
         )
         if last:

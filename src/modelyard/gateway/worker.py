@@ -10,6 +10,7 @@ from urllib.parse import unquote
 import msgspec
 
 from modelyard.gateway.admission import Admission
+from modelyard.gateway.debug_window import DebugFiles
 from modelyard.gateway.heads import json_response
 from modelyard.gateway.journal import JournalWriter
 from modelyard.gateway.keyring import Keyring
@@ -39,6 +40,8 @@ class Worker:
         self.wire = wire
         self.chance = chance
         self.turns = Turns()
+        # Where prompts and answers go while a debug window is open; nowhere unless the process is told.
+        self.debug: DebugFiles | None = None
         self._requests = 0
 
     def new_request(self) -> Request:

@@ -61,7 +61,8 @@ class Deployment(Record):
     While `open` is false nothing is routed and `reason` says why. `refused_fields` are request fields that the engine
     cannot honour: a request that sets one is told so; `ignored_fields` are those that it would take and do nothing
     about. `cache_salt`: it keeps cached prefixes apart by a salt in the request. `engine` is its name; `endpoints` are
-    those that it has itself; `reasoning_field` is what it calls a model's thoughts, where it tells them at all."""
+    those that it has itself; `reasoning_field` is what it calls a model's thoughts, where it tells them at all.
+    `debug_until`: until then (Unix seconds) what clients send and are sent is written down, in files of its own."""
 
     name: str
     engine_model: str
@@ -76,6 +77,7 @@ class Deployment(Record):
     reasoning_field: Literal["", "reasoning", "reasoning_content"] = ""
     ignored_fields: tuple[str, ...] = ()
     cache_salt: bool = False
+    debug_until: float = 0.0
     policy: Policy = Policy()
 
 
