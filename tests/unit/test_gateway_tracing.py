@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from gateway_fakes import World, answer, chat, deployment, post
 
+from modelyard.gateway.budget import Budget
 from modelyard.gateway.trace import span_id
 from modelyard.records.journal import RequestRecord
 from modelyard.records.topology import Replica
@@ -76,6 +77,8 @@ def test_a_refusal_is_part_of_the_trace_too(world: World) -> None:
 def test_a_second_sending_bears_the_same_trace(tmp_path: Path) -> None:
     replicas = tuple(Replica(name=f"r{n}", launch="l", address="unix:/nowhere", max_in_flight=4) for n in range(2))
     world = World(tmp_path, shape=deployment(replicas=replicas))
+    admission = world.worker.admissions["m"]
+    admission.retries = Budget(at=admission.retries.at, tokens=1.0, requests=0)
     engines = [world.engine("r0"), world.engine("r1")]
     client, _ = world.client()
     client.data_received(post(chat(), TRACEPARENT))

@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from modelyard import __version__, settings
-from modelyard.cli import debug, engines, keys, models, service
+from modelyard.cli import debug, engines, keys, models, service, teams
 from modelyard.cli.audit import audit
 from modelyard.cli.chat import chat
 from modelyard.cli.completion import completion_of
@@ -28,6 +28,7 @@ from modelyard.cli.replay import replay
 from modelyard.cli.selftest import selftest
 from modelyard.cli.status import restart, status, verify
 from modelyard.cli.up import up
+from modelyard.cli.usage import usage
 from modelyard.errors import ModelyardError
 
 EXIT_CODES = (
@@ -57,8 +58,8 @@ def version(json: Json = False) -> None:
 
 
 VERBS = (
-    *(up, down, status, doctor, logs, explain, replay, audit, chat, plan, verify, restart, gateway, selftest, schema),
-    *(completion_of(app), version),
+    *(up, down, status, doctor, logs, explain, replay, audit, chat, plan, verify, restart, usage, gateway, selftest),
+    *(schema, completion_of(app), version),
 )
 for verb in VERBS:
     app.command()(verb)
@@ -66,6 +67,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(engines.app, name="engines")
 app.add_typer(keys.app, name="keys")
 app.add_typer(debug.app, name="debug")
+app.add_typer(teams.app, name="teams")
 app.add_typer(service.app, name="service")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
 from typing import Annotated
@@ -11,45 +10,26 @@ import msgspec
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from modelyard import __version__
 from modelyard.control import showing, wanted
 from modelyard.control.audit_log import AuditLog
-from modelyard.control.auditing import audited, noted, tell
-from modelyard.control.debugging import LONGEST_S, DebugWindows
+from modelyard.control.auditing import audited, tell
+from modelyard.control.debug_routes import add_debug_routes
+from modelyard.control.debugging import DebugWindows
 from modelyard.control.fleet import Fleet
 from modelyard.control.key_log import KeyWriter
+from modelyard.control.key_routes import add_key_routes
 from modelyard.control.measurements import Measurements
-from modelyard.control.views import DebugWindow, Reloaded
+from modelyard.control.views import Reloaded
 from modelyard.errors import ModelyardError, NotRunning, UsageError
-from modelyard.records.keys import Scopes
 from modelyard.state import StateDirectory
 from modelyard.verify.evidence import latest
 
-# The gateway looks at the key log ten times a second: a key that is shown shall work.
-GATEWAY_KNOWS_WITHIN_S = 0.25
 # Prometheus gives up after 10 s unless told otherwise.
 CATCH_UP_S = 5.0
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
-Name = Annotated[str, Field(max_length=128)]
-
-
-class NewKeyBody(BaseModel):
-    """What a new key may do; None leaves a bound to its parent."""
-
-    name: Name
-    ttl_s: float | None = Field(default=None, gt=0)
-    parent: Name | None = None
-    deployments: list[Name] | None = None
-
-
-class DebugBody(BaseModel):
-    """How long a debug window is open, and why."""
-
-    for_s: float = Field(gt=0, le=LONGEST_S)
-    reason: str = Field(min_length=1, max_length=200)
 
 
 def make_app(
@@ -131,33 +111,8 @@ def make_app(
         await fleet.remove(name)
         return _json({"name": name})
 
-    @locked.post("/deployments/{name}/debug")
-    async def open_debug(name: str, body: DebugBody, request: Request) -> Response:
-        fleet.get(name)
-        return _json(DebugWindow(deployment=name, until=windows.open(name, body.for_s, body.reason, noted(request))))
-
-    @locked.delete("/deployments/{name}/debug")
-    async def close_debug(name: str, request: Request) -> Response:
-        fleet.get(name)
-        windows.close(name, noted(request))
-        return _json({"name": name})
-
-    @locked.get("/keys")
-    async def listed() -> Response:
-        return _json(keys.listed())
-
-    @locked.post("/keys")
-    async def create(body: NewKeyBody, request: Request) -> Response:
-        scopes = Scopes(deployments=tuple(body.deployments) if body.deployments is not None else None)
-        key = keys.create(body.name, body.ttl_s, body.parent, scopes)
-        tell(request, subject=key.record.id, name=key.record.name)
-        await asyncio.sleep(GATEWAY_KNOWS_WITHIN_S)
-        return _json({"id": key.record.id, "name": key.record.name, "key": key.secret})
-
-    @locked.delete("/keys/{key_id}")
-    async def revoke(key_id: str) -> Response:
-        keys.revoke(key_id)
-        return _json({"id": key_id})
+    add_key_routes(locked, keys, seen.usage)
+    add_debug_routes(locked, fleet, windows)
 
     @locked.get("/metrics")
     async def metrics() -> Response:

@@ -50,7 +50,7 @@ async def serve(state: StateDirectory, admin: socket.socket, rendezvous: socket.
     )
     async with asyncio.TaskGroup() as tasks:
         fleet = Fleet(around, tasks)
-        seen = Measurements(state, fleet)
+        seen = Measurements(state, fleet, SYSTEM)
         audit = AuditLog(state, SYSTEM)
         windows = DebugWindows(state, around.publisher, audit, SYSTEM)
         app = make_app(state, admin_key(state), fleet, KeyWriter(state, SYSTEM), seen, audit, windows)

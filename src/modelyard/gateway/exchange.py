@@ -6,11 +6,13 @@ ends exactly once, in `_end`. Whatever happens first decides: a later event find
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from time import monotonic as now
 from types import MappingProxyType
 from typing import Literal, Protocol
 
+from msgspec.structs import replace
+
+from modelyard.gateway.accounts import Account, Reservation, rate_limit_fields
 from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Result
 from modelyard.gateway.attempt import Attempt, Failure, Reader
 from modelyard.gateway.breaker import CLOSED, Event, learned
@@ -18,7 +20,8 @@ from modelyard.gateway.debug_window import overheard
 from modelyard.gateway.dialects.dialect import Speaker, renamed
 from modelyard.gateway.dialects.registry import READERS
 from modelyard.gateway.dialects.ways import direct, spoken
-from modelyard.gateway.fields import parse, usage_asked, warning_of
+from modelyard.gateway.estimate import may_use, prompt_tokens, tokens_at_most
+from modelyard.gateway.fields import AnyCall, parse, usage_asked, warning_of
 from modelyard.gateway.heads import json_response, stream_head
 from modelyard.gateway.lanes import LAST_CHUNK, Usage, chunk
 from modelyard.gateway.refusals import Refusal, unavailable, unknown_model
@@ -40,6 +43,7 @@ _TRIED: dict[str, Literal["refused", "failed", "late"]] = {
     "late": "late",
 }
 _DEGRADED = b"x-modelyard-degraded: no replica is sound; the least bad one answered\r\n"
+_NONE: frozenset[str] = frozenset()
 
 
 class Client(Reader, Protocol):
@@ -67,6 +71,7 @@ class Exchange:
     ticket: Queued | None = None
     decision: Decision | None = None
     attempt: Attempt | None = None
+    reservation: Reservation | None = None
     # What the record ends with.
     cost_pico = 0
     trace_id = trace_parent = ""
@@ -118,7 +123,13 @@ class Exchange:
             parsed.stripped = parsed.stripped | asked.stripped
         if parsed.stripped or parsed.bounded:
             self.warning += warning_of(parsed)
-        self.asking = Asking(key_id=request.key.id)
+        key = request.key
+        # By position: see Asking. Excluded are none yet.
+        self.asking = Asking(
+            key.id, key.priority, tokens_at_most(call, len(request.body)), _NONE, key.weight, len(self.body)
+        )
+        if line := worker.accounts.line(request.key):
+            self._reserve(line, call, admission)
         return admission
 
     def _join_trace(self, request: Request) -> None:
@@ -127,6 +138,14 @@ class Exchange:
         if trace is not None:
             self.trace_id, self.trace_parent = trace.trace_id, trace.parent()
             self.trace_lines = trace.onward(request.id)
+
+    def _reserve(self, line: tuple[Account, ...], call: AnyCall, admission: Admission) -> None:
+        request, at = self.request, now()
+        asked = may_use(call, len(request.body), admission.deployment, request.at)
+        self.reservation = self.worker.accounts.reserve(line, asked, at)
+        self.warning += b"".join(
+            b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in rate_limit_fields(line, at)
+        )
 
     # Admission's side.
 
@@ -137,11 +156,9 @@ class Exchange:
         self.attempt = attempt = Attempt(self, seats, at)
         attempt.send(seats.pool.take(at))
 
-    def not_seated(self, reason: str) -> None:
-        assert self.admission is not None
+    def not_seated(self, refusal: Refusal) -> None:
         self.ticket = None
-        deployment = self.admission.deployment
-        self._refuse(unavailable(f"{deployment.name!r}: {reason}", retry_after_s=deployment.policy.retry_after_s))
+        self._refuse(refusal)
 
     # The attempt's side.
 
@@ -205,7 +222,7 @@ class Exchange:
         self._note(attempt, failure)
         self.attempt = None
         self.asking = replace(self.asking, excluded=self.asking.excluded | {replica.name})
-        admission.leave(attempt.seats, WITHDRAWN if failure.kind == "unconnected" else _FAILED)
+        admission.leave(attempt.seats, WITHDRAWN if failure.kind == "unconnected" else _FAILED, self.asking)
         try:
             self.ticket = admission.enter(self, self.asking, now())
         except Refusal as refusal:
@@ -298,12 +315,18 @@ class Exchange:
 
     # The end.
 
-    def _result(self, outcome: Outcome) -> Result:
+    def _result(self, outcome: Outcome, usage: Usage | None) -> Result:
         if outcome in ("upstream_failed", "truncated"):
             return Result("failed")
         if outcome != "complete":
             return WITHDRAWN
-        return Result("answered", first_delta_s=self.first_byte_at - self.seated_at)
+        # A plain answer is held until it is whole: when its first token came is not known.
+        first_delta_s = self.first_byte_at - self.seated_at if self.stream else 0.0
+        held_s = now() - self.seated_at
+        if usage is None:
+            return Result("answered", first_delta_s, 0, held_s)
+        fresh = usage.prompt_tokens - usage.cached_tokens
+        return Result("answered", first_delta_s, usage.prompt_tokens + (usage.completion_tokens or 0), held_s, fresh)
 
     def _refuse(self, refusal: Refusal, outcome: Outcome = "refused") -> None:
         if self.ended:
@@ -329,8 +352,14 @@ class Exchange:
             attempt.abandon()
         replica = attempt.seats.replica if attempt is not None else None
         journal, began = worker.journal, request.began
-        source: UsageSource = "engine" if usage is not None else "estimated" if events else "none"
+        source: UsageSource = "engine" if usage is not None else "none"
         counted = usage or _NO_USAGE
+        prompt, completion = counted.prompt_tokens, counted.completion_tokens or 0
+        if usage is None and (events or (outcome == "client_gone" and self.attempts)):
+            # Nobody will say any more what it was: what the engine has read and written all the same.
+            source, prompt, completion = "estimated", prompt_tokens(len(request.body)), events
+        if admission is not None and (prices := admission.deployment.policy.prices) is not None:
+            self.cost_pico = prices.cost_pico(prompt, counted.cached_tokens, completion)
         journal.write(
             RequestRecord(  # by position: see its docstring
                 request.id,
@@ -351,9 +380,9 @@ class Exchange:
                 self.attempts,
                 replica.name if replica is not None else "",
                 replica.launch if replica is not None else "",
-                counted.prompt_tokens,
+                prompt,
                 counted.cached_tokens,
-                events if usage is None else usage.completion_tokens or 0,
+                completion,
                 source,
                 error,
                 self.decision,
@@ -364,10 +393,12 @@ class Exchange:
                 self.trace_parent,
             )
         )
+        if self.reservation is not None:
+            self.reservation.settle(prompt + completion, self.cost_pico, now())
         if last:
             self.client.write(last)
         if attempt is not None and admission is not None:
             if attempt.seats.breaker is not CLOSED and outcome not in ("upstream_failed", "truncated", "unavailable"):
                 self._learn(attempt.seats, "answered" if outcome in ("complete", "refused") else "withdrawn")
-            admission.leave(attempt.seats, self._result(outcome))
+            admission.leave(attempt.seats, self._result(outcome, usage), self.asking)
         self.client.exchange_ended(self)

@@ -24,7 +24,8 @@ _ANTHROPIC_KINDS = {
 
 
 class Refusal(Exception):
-    """A request that ends with `status` and an error. `close` also ends the connection."""
+    """A request that ends with `status` and an error. `close` also ends the connection; `fields` are more header
+    fields, names and values."""
 
     def __init__(
         self,
@@ -36,10 +37,12 @@ class Refusal(Exception):
         retry_after_s: int | None = None,
         close: bool = False,
         allow: str = "",
+        fields: tuple[tuple[str, str], ...] = (),
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
         self.retry_after_s, self.close, self.allow = retry_after_s, close, allow
+        self.fields = fields
 
     def body(self) -> bytes:
         return error_body(self.status, self.message, code=self.code, param=self.param)
@@ -48,7 +51,7 @@ class Refusal(Exception):
         """The whole response, head and body."""
         openai = shape == "openai"
         body = self.body() if openai else anthropic_error_body(self.status, self.message, request_id)
-        fields = [("content-type", "application/json"), ("content-length", str(len(body)))]
+        fields = [("content-type", "application/json"), ("content-length", str(len(body))), *self.fields]
         if not openai:
             fields.append(("request-id", request_id))
         if self.retry_after_s is not None:
@@ -86,5 +89,5 @@ def invalid(message: str, param: str | None = None) -> Refusal:
     return Refusal(400, message, code="invalid_value", param=param)
 
 
-def unavailable(message: str, *, retry_after_s: int, code: str = "unavailable") -> Refusal:
-    return Refusal(503, message, code=code, retry_after_s=retry_after_s)
+def unavailable(message: str, *, retry_after_s: int, code: str = "unavailable", close: bool = False) -> Refusal:
+    return Refusal(503, message, code=code, retry_after_s=retry_after_s, close=close)

@@ -37,11 +37,29 @@ class Failover(Record):
     eject_most_s: float = 30.0
 
 
+class Prices(Record):
+    """What tokens cost, in millionths of a millionth of `currency` for each: whole numbers, so that sums are exact.
+    `cached_input_pico` is for prompt tokens that came from the engine's prefix cache."""
+
+    currency: str
+    input_pico: int
+    cached_input_pico: int
+    output_pico: int
+
+    def cost_pico(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> int:
+        """`prompt_tokens` include the cached ones, as engines count them."""
+        cached = min(cached_tokens, prompt_tokens)
+        fresh = prompt_tokens - cached
+        return fresh * self.input_pico + cached * self.cached_input_pico + completion_tokens * self.output_pico
+
+
 class Policy(Record):
     """How a deployment's requests are treated, as its operator wants it. `retry_after_s` is what clients are told where
     nothing better is known. `forwarded_fields` are request fields that we do not know and the engine does;
     `stripped_fields` are left out of what the engine is asked, and named in a header; `refused_fields` are refused.
-    `salted`: prompts of different keys share no cached prefix, where the engine knows salts."""
+    `salted`: prompts of different keys share no cached prefix, where the engine knows salts. In an overload that
+    lasts, nobody is let in who would wait longer than `overload_wait_s`. `reserved_seats` is the part of the seats that
+    only keys below their share may take while several are active."""
 
     retry_after_s: int = 2
     max_queued: int = 64
@@ -54,6 +72,10 @@ class Policy(Record):
     stripped_fields: tuple[str, ...] = ()
     refused_fields: tuple[str, ...] = ()
     salted: bool = True
+    prices: Prices | None = None
+    max_queued_bytes: int = 64 * 1024 * 1024
+    overload_wait_s: float = 2.0
+    reserved_seats: float = 0.125
 
 
 class Deployment(Record):

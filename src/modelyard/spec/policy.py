@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from msgspec.structs import asdict
 
+from modelyard.records import topology
 from modelyard.records.topology import Failover, Policy
-from modelyard.spec.wanted import Deployment
+from modelyard.spec.wanted import Deployment, Prices
 
 
 def policy_of(deployment: Deployment) -> Policy:
@@ -13,6 +14,9 @@ def policy_of(deployment: Deployment) -> Policy:
     return Policy(
         max_queued=deployment.limits.max_queued,
         queue_timeout_s=deployment.limits.queue_timeout_s,
+        max_queued_bytes=int(deployment.limits.queued_bytes or Policy().max_queued_bytes),
+        overload_wait_s=deployment.limits.overload_wait_s,
+        reserved_seats=deployment.limits.reserved_seats,
         first_byte_timeout_s=deployment.timeouts.first_byte_s,
         stall_timeout_s=deployment.timeouts.stall_s,
         unknown_fields=deployment.unknown_fields,
@@ -21,4 +25,15 @@ def policy_of(deployment: Deployment) -> Policy:
         stripped_fields=deployment.fields.strip,
         refused_fields=deployment.fields.refuse,
         salted=deployment.isolation != "shared",
+        prices=_prices_of(deployment.prices) if deployment.prices is not None else None,
+    )
+
+
+def _prices_of(prices: Prices) -> topology.Prices:
+    cached = prices.input if prices.cached_input is None else prices.cached_input
+    return topology.Prices(
+        currency=prices.currency,
+        input_pico=int(prices.input),
+        cached_input_pico=int(cached),
+        output_pico=int(prices.output),
     )

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from modelyard.records.base import Record
+from modelyard.spec.price import Price
 from modelyard.spec.sizes import ByteSize
 
 API_VERSION = "modelyard/v1"
@@ -37,6 +38,22 @@ class Limits(Record, forbid_unknown_fields=True):
     queue_timeout_s: Annotated[
         Seconds, Meta(description="How long a request may wait before it is refused with 503, in seconds.")
     ] = 30.0
+    queued_bytes: Annotated[
+        ByteSize | None,
+        Meta(description="Memory that the bodies of waiting requests may take, such as 64MiB; that if left out."),
+    ] = None
+    overload_wait_s: Annotated[
+        Seconds,
+        Meta(description="In an overload that lasts, who would wait longer than this is refused at once, in seconds."),
+    ] = 2.0
+    reserved_seats: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=0.5,
+            description="The part of the seats that only keys below their share may take while several are active.",
+        ),
+    ] = 0.125
     kv_cache: Annotated[
         ByteSize | None,
         Meta(description="Memory of one replica for the keys and values of its requests, such as 1GiB."),
@@ -117,6 +134,24 @@ class Fields(Record, forbid_unknown_fields=True):
     refuse: Annotated[FieldNames, Meta(description="Fields that are refused with 400, by name.")] = ()
 
 
+class Prices(Record, forbid_unknown_fields=True):
+    """What tokens cost. Amounts are for a million tokens, exact to six decimals."""
+
+    currency: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=16,
+            description="What the amounts are in, such as EUR; the same in every deployment, because sums are in it.",
+        ),
+    ]
+    input: Annotated[Price, Meta(description="For a million tokens of prompts, such as 0.15.")]
+    output: Annotated[Price, Meta(description="For a million tokens of answers.")]
+    cached_input: Annotated[
+        Price | None, Meta(description="For a million prompt tokens from the prefix cache; as `input` if left out.")
+    ] = None
+
+
 class Tls(Record, forbid_unknown_fields=True):
     cert: Annotated[str, Meta(description="Certificate chain in PEM; a path relative to this file.")]
     key: Annotated[str, Meta(description="Private key in PEM; a path relative to this file.")]
@@ -177,6 +212,10 @@ class Deployment(Record, forbid_unknown_fields=True):
     ] = msgspec.field(default_factory=dict[str, SettingValue])
     timeouts: Annotated[Timeouts, Meta(description="How long to wait before something counts as failed.")] = Timeouts()
     failover: Annotated[Failover, Meta(description="What happens when a replica fails a request.")] = Failover()
+    prices: Annotated[
+        Prices | None,
+        Meta(description="What its tokens cost; without them they cost nothing and budgets are in tokens."),
+    ] = None
     unknown_fields: Annotated[
         Literal["strip", "refuse"],
         Meta(description="Request fields that we do not know: left out with a warning header, or refused with 400."),
