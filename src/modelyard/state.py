@@ -101,6 +101,11 @@ class StateDirectory:
         return self.root / "keys.ndjson"
 
     @property
+    def spending(self) -> Path:
+        """What each key has used in this day and month: written by control, read by a gateway that starts."""
+        return self.root / "spending.json"
+
+    @property
     def audit(self) -> Path:
         """Who did what: appended by control."""
         return self.root / "audit.ndjson"
@@ -109,11 +114,6 @@ class StateDirectory:
     def debug(self) -> Path:
         """Prompts and answers of open debug windows: written by the gateway, removed by control."""
         return self.root / "debug"
-
-    @property
-    def spending(self) -> Path:
-        """What each key has used in this day and month: written by control, read by a gateway that starts."""
-        return self.root / "spending.json"
 
     @property
     def admin_key(self) -> Path:

@@ -43,16 +43,16 @@ class Measurements:
                 self._caught_up.set()
             await asyncio.sleep(0 if step.more else READ_EVERY_S)
 
+    def _write_spending(self) -> None:
+        # A full disk ends nothing: the next gateway reads more of the journal.
+        with contextlib.suppress(OSError):
+            write_atomically(self._state.spending, encode(self.usage.spending(self._clock.wall())))
+
     async def caught_up(self, within_s: float) -> bool:
         """Whether the whole journal is counted: until then every counter would seem to have fallen."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._caught_up.wait(), within_s)
         return self._caught_up.is_set()
-
-    def _write_spending(self) -> None:
-        # A full disk ends nothing: the next gateway reads more of the journal.
-        with contextlib.suppress(OSError):
-            write_atomically(self._state.spending, encode(self.usage.spending(self._clock.wall())))
 
     def render(self) -> bytes:
         now: set[tuple[str, str]] = set()
