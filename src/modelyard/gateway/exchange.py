@@ -29,7 +29,7 @@ from modelyard.gateway.request import Request
 from modelyard.gateway.seats import Seats
 from modelyard.gateway.trace import parse as parse_trace
 from modelyard.gateway.worker import Worker
-from modelyard.records.decision import Decision
+from modelyard.records.decision import Admitted, Decision
 from modelyard.records.journal import Attempt as Tried
 from modelyard.records.journal import Outcome, RequestRecord, UsageSource
 
@@ -70,6 +70,7 @@ class Exchange:
     asking = Asking()
     ticket: Queued | None = None
     decision: Decision | None = None
+    admitted: Admitted | None = None
     attempt: Attempt | None = None
     reservation: Reservation | None = None
     # What the record ends with.
@@ -89,9 +90,19 @@ class Exchange:
         try:
             admission = self._check()
             admission.requests += 1
-            self.ticket = admission.enter(self, self.asking, now())
+            self._enter(admission)
         except Refusal as refusal:
             self._refuse(refusal)
+
+    def _enter(self, admission: Admission) -> None:
+        """Raises Refusal. What the door decided stands in the record, either way."""
+        try:
+            self.ticket = ticket = admission.enter(self, self.asking, now())
+        except Refusal as refusal:
+            self.admitted = refusal.admitted
+            raise
+        if ticket is not None:
+            self.admitted = ticket.admitted
 
     def _check(self) -> Admission:
         """All that can be refused before a seat is asked for. Returns the door to ask at."""
@@ -222,7 +233,7 @@ class Exchange:
         self.asking = msgspec.structs.replace(self.asking, excluded=self.asking.excluded | {replica.name})
         admission.leave(attempt.seats, WITHDRAWN if failure.kind == "unconnected" else _FAILED, self.asking)
         try:
-            self.ticket = admission.enter(self, self.asking, now())
+            self._enter(admission)
         except Refusal as refusal:
             self._refuse(refusal)
 
@@ -389,6 +400,7 @@ class Exchange:
                 self.tried,
                 self.resumed,
                 self.trace_parent,
+                self.admitted,
             )
         )
         if self.reservation is not None:
