@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from modelyard.errors import UsageError
 from modelyard.selftest.row import Row
-from modelyard.selftest.rows import only_replica_killed, streams_resumed
+from modelyard.selftest.rows import only_replica_killed, streams_resumed, upstream_misbehaves
 
-MODULES = (only_replica_killed, streams_resumed)
+MODULES = (only_replica_killed, streams_resumed, upstream_misbehaves)
 ROWS: tuple[Row, ...] = tuple(module.ROW for module in MODULES)
 
 
