@@ -236,7 +236,8 @@ async def test_an_engine_that_hangs_is_given_up_after_its_time(
     body = json.dumps({**WORDS, "messages": [{"role": "user", "content": "hang"}]}).encode()
     with gateway.wire() as wire:
         assert wire.ask(post(body)).status == 503
-    await engine.set(hang_on_text="", hang_after_tokens=2)
+    await engine.set(hang_on_text="")
+    await engine.set(hang_after_tokens=2)
     with gateway.wire() as wire:
         response = wire.ask(post(json.dumps({**WORDS, "stream": True}).encode()))
     assert b'"code":"truncated"' in response.body

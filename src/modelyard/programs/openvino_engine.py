@@ -149,13 +149,14 @@ class Engine:
         once, twice = len(self.encode(text)), len(self.encode(text + text))
         return once if once == twice else None
 
-    def render_chat(self, messages: list[dict[str, Any]], *, opening: bool = True) -> list[int]:
-        """`opening` writes the beginning of the answer, too."""
+    def render_chat(self, messages: list[dict[str, Any]], begun: str = "", *, opening: bool = True) -> list[int]:
+        """The prompt of an answer to `messages`, of which `begun` has been said; without `opening` the messages alone,
+        and nothing that an answer would begin with."""
         try:
             text: str = self._tokenizer.apply_chat_template(messages, add_generation_prompt=opening)
         except Exception as error:  # the template is the model's own program and may raise anything
             raise Unusable(f"the model's chat template refuses these messages: {error}") from error
-        return self.encode(text, special=False)
+        return self.encode(text + begun, special=False)
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         if not text:
