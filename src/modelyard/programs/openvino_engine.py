@@ -150,8 +150,8 @@ class Engine:
         return once if once == twice else None
 
     def render_chat(self, messages: list[dict[str, Any]], begun: str = "", *, opening: bool = True) -> list[int]:
-        """The prompt of an answer to `messages`, of which `begun` has been said; without `opening` the messages alone,
-        and nothing that an answer would begin with."""
+        """The prompt of an answer to `messages`, of which `begun` has been said. `opening` writes the beginning of the
+        answer, too."""
         try:
             text: str = self._tokenizer.apply_chat_template(messages, add_generation_prompt=opening)
         except Exception as error:  # the template is the model's own program and may raise anything
