@@ -93,9 +93,7 @@ class Exchange:
         request, at = self.request, now()
         asked = may_use(call, len(request.body), admission.deployment, request.at)
         self.reservation = self.worker.accounts.reserve(line, asked, at)
-        self.warning += b"".join(
-            b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in rate_limit_fields(line, at)
-        )
+        self.warning += "".join(f"{name}: {value}\r\n" for name, value in rate_limit_fields(line, at)).encode()
 
     # Admission's side.
 
