@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelyard.gateway.accounts import Account, Accounts, Asked, Reservation, rate_limit_fields
+from modelyard.gateway.accounts import Account, Accounts, Asked, Reservation, rate_limit_lines
 from modelyard.gateway.bounds import NEVER, SOON_S, MinuteWindow
 from modelyard.gateway.keyring import Keyring
 from modelyard.gateway.refusals import Refusal
@@ -204,15 +204,17 @@ def test_what_is_left_is_said_as_openai_says_it_and_for_the_node_with_the_least(
         key("a", "team-t", Limits(requests_per_minute=10)),
     )
     books.reserve("a", tokens=120, now=7.5)
-    assert dict(rate_limit_fields(books.line("a"), 7.5)) == {
-        "x-ratelimit-limit-requests": "10",
-        "x-ratelimit-remaining-requests": "9",
-        "x-ratelimit-reset-requests": "1m1s",
-        "x-ratelimit-limit-tokens": "500",
-        "x-ratelimit-remaining-tokens": "380",
-        "x-ratelimit-reset-tokens": "1m1s",
-    }
-    assert rate_limit_fields(Books(key("b", None, None, tokens_per_day=5)).line("b"), 0.0) == ()
+    assert rate_limit_lines(books.line("a"), 7.5).splitlines() == [
+        "x-ratelimit-limit-requests: 10",
+        "x-ratelimit-remaining-requests: 9",
+        "x-ratelimit-reset-requests: 1m1s",
+        "x-ratelimit-limit-tokens: 500",
+        "x-ratelimit-remaining-tokens: 380",
+        "x-ratelimit-reset-tokens: 1m1s",
+    ]
+    assert "x-ratelimit-reset-requests: 1s\r\n" in rate_limit_lines(books.line("a"), 67.5)
+    assert "x-ratelimit-reset-requests: 0s\r\n" in rate_limit_lines(books.line("a"), 68.0)
+    assert rate_limit_lines(Books(key("b", None, None, tokens_per_day=5)).line("b"), 0.0) == ""
 
 
 # Budgets.

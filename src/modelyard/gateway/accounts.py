@@ -15,8 +15,6 @@ from modelyard.gateway.refusals import Refusal
 from modelyard.records.keys import KeyRecord
 from modelyard.records.spending import Period, Spent, period_of
 
-Fields = tuple[tuple[str, str], ...]
-
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -173,7 +171,7 @@ class Accounts:
             if short is not None and (worst is None or short.wait_s > worst[1].wait_s):
                 worst = account, short
         if worst is not None:
-            raise _refusal(*worst, rate_limit_fields(line, now))
+            raise _refusal(*worst, rate_limit_lines(line, now))
         for account in line:
             account.take(asked, now, period)
         return Reservation(line, asked, now, period)
@@ -184,36 +182,32 @@ class Accounts:
             account.spent(spent, period)
 
 
-def rate_limit_fields(line: tuple[Account, ...], now: float) -> Fields:
-    """Header fields that say what is left of the minute's limits, of the node with the least left: names and forms as
+def rate_limit_lines(line: tuple[Account, ...], now: float) -> str:
+    """Header lines that say what is left of the minute's limits, of the node with the least left: names and forms as
     OpenAI documents them under "Rate limits in headers". Empty where nothing bounds a minute."""
     requests = [one.requests for one in line if one.requests is not None]
     tokens = [one.tokens for one in line if one.tokens is not None]
-    fields = _left("requests", requests, now) if requests else ()
-    return (*fields, *_left("tokens", tokens, now)) if tokens else fields
+    lines = _left("requests", requests, now) if requests else ""
+    return lines + _left("tokens", tokens, now) if tokens else lines
 
 
-def _left(what: str, windows: list[MinuteWindow], now: float) -> Fields:
+def _left(what: str, windows: list[MinuteWindow], now: float) -> str:
     window = windows[0] if len(windows) == 1 else min(windows, key=lambda one: one.left(now))
+    left, reset_s = window.left(now), math.ceil(window.empty_in_s(now))
+    reset = f"1m{reset_s - 60}s" if reset_s >= 60 else f"{reset_s}s"
     return (
-        (f"x-ratelimit-limit-{what}", str(window.most)),
-        (f"x-ratelimit-remaining-{what}", str(window.left(now))),
-        (f"x-ratelimit-reset-{what}", _duration(window.empty_in_s(now))),
+        f"x-ratelimit-limit-{what}: {window.most}\r\nx-ratelimit-remaining-{what}: {left}\r\n"
+        f"x-ratelimit-reset-{what}: {reset}\r\n"
     )
 
 
-def _duration(seconds: float) -> str:
-    """`1s`, `1m1s`."""
-    minutes, rest = divmod(math.ceil(seconds), 60)
-    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
-
-
-def _refusal(account: Account, short: Short, fields: Fields) -> Refusal:
+def _refusal(account: Account, short: Short, lines: str) -> Refusal:
+    fields = [(name, value) for name, _, value in (one.partition(": ") for one in lines.splitlines())]
     message, wait_s = f"{short.what} ({account.node.title})", short.wait_s
     if wait_s == NEVER:
         message += "; shorten the prompt or lower max_tokens"
     if wait_s == NEVER or short.code == "insufficient_quota":
         # OpenAI's clients would ask the same again by themselves, and wait in vain.
-        fields = (*fields, ("x-should-retry", "false"))
+        fields.append(("x-should-retry", "false"))
     retry_after_s = None if wait_s == NEVER else math.ceil(wait_s)
-    return Refusal(429, message, code=short.code, retry_after_s=retry_after_s, fields=fields)
+    return Refusal(429, message, code=short.code, retry_after_s=retry_after_s, fields=tuple(fields))

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from time import monotonic as now
 from typing import Protocol
 
-from modelyard.gateway.accounts import Account, Reservation, rate_limit_fields
+from modelyard.gateway.accounts import Account, Reservation, rate_limit_lines
 from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Result, Seats
 from modelyard.gateway.attempt import Attempt, Reader
 from modelyard.gateway.estimate import may_use, prompt_tokens
@@ -93,7 +93,7 @@ class Exchange:
         request, at = self.request, now()
         asked = may_use(call, len(request.body), admission.deployment, request.at)
         self.reservation = self.worker.accounts.reserve(line, asked, at)
-        self.warning += "".join(f"{name}: {value}\r\n" for name, value in rate_limit_fields(line, at)).encode()
+        self.warning += rate_limit_lines(line, at).encode()
 
     # Admission's side.
 
