@@ -59,6 +59,9 @@ def start_yard(state: StateDirectory, gateway: Gateway, *, insecure: bool) -> St
     argv += ["--watch-fd", str(watch_read), "--host", gateway.host, "--port", str(gateway.port)]
     if gateway.tls is not None:
         argv += ["--tls-cert", gateway.tls.cert, "--tls-key", gateway.tls.key]
+        if gateway.tls.client_ca is not None:
+            argv += ["--tls-client-ca", gateway.tls.client_ca]
+    argv += ["--connections-per-address", str(gateway.connections_per_address)]
     if insecure:
         argv.append("--insecure-listen")
     inherited = (outcome_write, watch_read)

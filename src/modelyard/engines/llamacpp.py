@@ -86,10 +86,12 @@ class LlamaCpp:
         formats=frozenset({"gguf"}),
         architectures=ARCHITECTURES,
         endpoints=frozenset({"/v1/chat/completions", "/v1/completions"}),
+        reasoning_field="reasoning_content",
         unix_socket=True,
         structured_output=True,
         cached_token_usage=True,
         drains_on_terminate=False,
+        ignored_fields=frozenset({"reasoning_effort", "user"}),
         metrics=frozenset({"running", "waiting", "work_done", "prompt_tokens", "generated_tokens"}),
         load_progress=True,
         # What the wheels were built for, by their own word; they know no other kernels.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import socket
 import time
 from pathlib import Path
 
-from modelyard.gateway import serve
-from modelyard.gateway.listen import Tls
+from modelyard.gateway import limits, serve
+from modelyard.gateway.listen import tls_of
 from modelyard.gateway.seeding import seed
 from modelyard.gateway.service import Follower, Service
 from modelyard.state import StateDirectory
@@ -22,9 +23,12 @@ def main() -> None:
     parser.add_argument("--lifeline-fd", type=int, required=True)
     parser.add_argument("--tls-cert", type=Path)
     parser.add_argument("--tls-key", type=Path)
+    parser.add_argument("--tls-client-ca", type=Path)
+    parser.add_argument("--connections-per-address", type=int, default=limits.WIRE.connections_per_address)
     chosen = parser.parse_args()
     state = StateDirectory(chosen.state)
-    tls = Tls(chosen.tls_cert, chosen.tls_key) if chosen.tls_cert is not None else None
+    tls = tls_of(chosen.tls_cert, chosen.tls_key, chosen.tls_client_ca)
+    wire = dataclasses.replace(limits.WIRE, connections_per_address=chosen.connections_per_address)
 
     def follow(service: Service) -> list[asyncio.Task[None]]:
         follower = Follower(service, state.topology, state.keys)
@@ -35,7 +39,7 @@ def main() -> None:
 
     sock = socket.socket(fileno=chosen.listen_fd)
     sock.setblocking(False)
-    serve.run(sock, state.journal, follow, tls=tls, lifeline=chosen.lifeline_fd)
+    serve.run(sock, state.journal, follow, tls=tls, wire=wire, lifeline=chosen.lifeline_fd)
 
 
 if __name__ == "__main__":

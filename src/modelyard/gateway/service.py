@@ -11,7 +11,8 @@ import msgspec
 
 from modelyard.errors import UsageError
 from modelyard.gateway.admission import Admission
-from modelyard.gateway.client import ClientConnection, Connections
+from modelyard.gateway.client import ClientConnection
+from modelyard.gateway.connections import Connections
 from modelyard.gateway.keyring import KeyLog
 from modelyard.gateway.upstream import parse_address
 from modelyard.gateway.worker import Worker
@@ -28,7 +29,7 @@ class Service:
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
-        self._connections = Connections()
+        self._connections: Connections[ClientConnection] = Connections(worker.wire)
 
     def connection(self) -> ClientConnection:
         """The protocol of a client that has just connected."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from msgspec.structs import asdict
+
 from modelyard.records import topology
-from modelyard.records.topology import Policy
+from modelyard.records.topology import Failover, Policy
 from modelyard.spec.wanted import Deployment, Prices
 
 
@@ -15,6 +17,11 @@ def policy_of(deployment: Deployment) -> Policy:
         first_byte_timeout_s=deployment.timeouts.first_byte_s,
         stall_timeout_s=deployment.timeouts.stall_s,
         unknown_fields=deployment.unknown_fields,
+        failover=Failover(**asdict(deployment.failover)),
+        forwarded_fields=deployment.fields.forward,
+        stripped_fields=deployment.fields.strip,
+        refused_fields=deployment.fields.refuse,
+        salted=deployment.isolation != "shared",
         prices=_prices_of(deployment.prices) if deployment.prices is not None else None,
     )
 

@@ -63,6 +63,61 @@ class Timeouts(Record, forbid_unknown_fields=True):
     stall_s: Annotated[Seconds, Meta(description="Between two pieces of an answer that has begun.")] = 300.0
 
 
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+class Failover(Record, forbid_unknown_fields=True):
+    """What happens when a replica fails a request. Until the first piece of its answer it is sent to another one."""
+
+    sendings: Annotated[
+        int, Meta(ge=1, le=64, description="To how many replicas one request is sent at most, one after the other.")
+    ] = 3
+    retry_share: Annotated[
+        Share, Meta(description="What share of all requests may be sent again, so that an outage does not feed itself.")
+    ] = 0.1
+    retries_per_s: Annotated[
+        float, Meta(ge=0, le=10_000, description="How many may be sent again each second besides.")
+    ] = 3.0
+    first_token_s: Annotated[
+        Seconds | None,
+        Meta(description="After this long without a token another replica is asked if one is free; never if left out."),
+    ] = None
+    eject_after: Annotated[
+        int, Meta(ge=1, le=10_000, description="After how many lost connections in a row a replica is taken out.")
+    ] = 5
+    eject_share: Annotated[
+        float, Meta(gt=0, le=1, description="At what share of failures within ten seconds a replica is taken out ...")
+    ] = 0.5
+    eject_volume: Annotated[int, Meta(ge=1, le=1_000_000, description="... of at least this many requests.")] = 20
+    eject_s: Annotated[
+        Seconds, Meta(description="For how long; then one request may try it. Twice as long each further time ...")
+    ] = 1.0
+    eject_most_s: Annotated[Seconds, Meta(description="... up to this.")] = 30.0
+
+
+# What would let a client load files of the engine's machine, take another tenant's cache, or run code there: no
+# operator can mean that for every client.
+NEVER_FORWARDED = frozenset(
+    {"api_base", "api_key", "base_url", "cache_salt", "chat_template", "documents", "kv_transfer_params", "messages"}
+    | {"model", "prompt", "prompt_embeds", "stream", "stream_options"}
+)
+FieldName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
+FieldNames = Annotated[tuple[FieldName, ...], Meta(max_length=64)]
+
+
+class Fields(Record, forbid_unknown_fields=True):
+    """What becomes of single request fields, whatever is the rule for the others."""
+
+    forward: Annotated[
+        FieldNames,
+        Meta(description="Fields that we do not know and the engine does, such as chat_template_kwargs: passed on."),
+    ] = ()
+    strip: Annotated[
+        FieldNames, Meta(description="Fields that the engine never sees; a header of the answer names them.")
+    ] = ()
+    refuse: Annotated[FieldNames, Meta(description="Fields that are refused with 400, by name.")] = ()
+
+
 class Prices(Record, forbid_unknown_fields=True):
     """What tokens cost. Amounts are for a million tokens, exact to six decimals."""
 
@@ -84,6 +139,13 @@ class Prices(Record, forbid_unknown_fields=True):
 class Tls(Record, forbid_unknown_fields=True):
     cert: Annotated[str, Meta(description="Certificate chain in PEM; a path relative to this file.")]
     key: Annotated[str, Meta(description="Private key in PEM; a path relative to this file.")]
+    client_ca: Annotated[
+        str | None,
+        Meta(
+            description="Let in only clients with a certificate of these authorities (PEM; a path relative to this "
+            "file). A key is asked of them all the same."
+        ),
+    ] = None
 
 
 class Gateway(Record, forbid_unknown_fields=True):
@@ -93,7 +155,18 @@ class Gateway(Record, forbid_unknown_fields=True):
         str, Meta(min_length=1, description="Address to listen on; beyond loopback a key and TLS are needed.")
     ] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")] = 8000
-    tls: Annotated[Tls | None, Meta(description="Serve HTTPS with this certificate.")] = None
+    tls: Annotated[
+        Tls | None, Meta(description="Serve HTTPS with this certificate; new files are taken in as they appear.")
+    ] = None
+    connections_per_address: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="Connections that one address (of IPv6: one /64 network) may hold; this machine's own are not "
+            "counted. Raise it where a proxy on another machine speaks for all clients.",
+        ),
+    ] = 1024
 
 
 class Deployment(Record, forbid_unknown_fields=True):
@@ -122,6 +195,7 @@ class Deployment(Record, forbid_unknown_fields=True):
         Meta(description="Engine settings by name, in place of planned ones; `modelyard plan` shows them all."),
     ] = msgspec.field(default_factory=dict[str, SettingValue])
     timeouts: Annotated[Timeouts, Meta(description="How long to wait before something counts as failed.")] = Timeouts()
+    failover: Annotated[Failover, Meta(description="What happens when a replica fails a request.")] = Failover()
     prices: Annotated[
         Prices | None,
         Meta(description="What its tokens cost; without them they cost nothing and budgets are in tokens."),
@@ -130,6 +204,15 @@ class Deployment(Record, forbid_unknown_fields=True):
         Literal["strip", "refuse"],
         Meta(description="Request fields that we do not know: left out with a warning header, or refused with 400."),
     ] = "strip"
+    fields: Annotated[Fields, Meta(description="Exceptions for request fields by name.")] = Fields()
+    isolation: Annotated[
+        Literal["shared", "salted", "strict"],
+        Meta(
+            description="Whether one key can learn from the time of its first token what another has asked: `salted` "
+            "keeps the cached prefixes of keys apart where the engine can (vllm), `strict` also switches the prefix "
+            "cache off where it cannot, `shared` lets all keys share one."
+        ),
+    ] = "salted"
 
 
 class DeploymentFile(Record):
