@@ -69,7 +69,7 @@ async def _serve(
     journal = JournalWriter(journal_folder)
     service = Service(Worker(journal, Keyring(), wire))
     tasks = prepare(service)
-    tasks += [loop.create_task(service.sweep_forever()), loop.create_task(journal.sync_forever())]
+    tasks += [loop.create_task(service.sweep_forever()), loop.create_task(journal.sync_forever(service.is_sent))]
     certificates = Certificates(tls) if tls is not None else None
     if certificates is not None:
         tasks.append(loop.create_task(certificates.follow_forever()))
@@ -91,10 +91,10 @@ async def _serve(
         on_listening()
     await _until_stopped(stop, tasks)
     server.close()
-    await service.drain(DRAIN_GRACE_S)
+    is_sent = await service.drain(DRAIN_GRACE_S)
     for task in (*tasks, trimming):
         task.cancel()
-    journal.close()
+    journal.close(is_sent=is_sent)
 
 
 async def _until_stopped(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:

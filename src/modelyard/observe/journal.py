@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from modelyard.records.base import Record, UnreadableRecord, decode
-from modelyard.records.journal import RequestRecord, within
+import msgspec
+
+from modelyard.records.base import Record
+from modelyard.records.journal import RequestRecord, Sent, within
 
 # Bounds the memory of one step; a record is a few hundred bytes.
 STEP_BYTES = 4 * 1024 * 1024
@@ -18,17 +20,20 @@ class Checkpoint(Record, tag_field="schema", tag="checkpoint/v1"):
     offsets: dict[str, int]
 
 
+_decoder = msgspec.json.Decoder[RequestRecord | Sent](RequestRecord | Sent)
 BEGINNING = Checkpoint(offsets={})
 
 
 class Step(Record):
     """What one read brought. `unreadable` counts lines that hold no record of this version; `checkpoint` is where the
-    next step goes on; `more` says that it will find more already."""
+    next step goes on; `more` says that it will find more already. `sent` says for workers up to which of their records
+    answers were on their way."""
 
     records: tuple[RequestRecord, ...]
     unreadable: int
     checkpoint: Checkpoint
     more: bool
+    sent: tuple[Sent, ...] = ()
 
 
 def read_journal(folder: Path, after: Checkpoint = BEGINNING, *, step_bytes: int = STEP_BYTES) -> Step:
@@ -38,6 +43,7 @@ def read_journal(folder: Path, after: Checkpoint = BEGINNING, *, step_bytes: int
     checkpoint; a file shorter than its checkpoint was replaced and is read from its beginning. A line longer than
     `step_bytes` is nothing of ours and is passed over."""
     records: list[RequestRecord] = []
+    sent: list[Sent] = []
     unreadable, offsets, more, room = 0, dict[str, int](), False, step_bytes
     for path in sorted(folder.glob("*.ndjson")):
         start, data, limited = _read(path, after.offsets.get(path.name, 0), room)
@@ -47,12 +53,16 @@ def read_journal(folder: Path, after: Checkpoint = BEGINNING, *, step_bytes: int
         for line in whole.split(b"\n")[:-1]:
             whole_record = within(line)
             record = _record(whole_record)
-            records += [record] if record else []
+            if isinstance(record, RequestRecord):
+                records.append(record)
+            elif record is not None:
+                sent.append(record)
             unreadable += record is None or len(whole_record) < len(line)
         offsets[path.name] = start + len(whole)
         room -= len(whole)
         more = more or limited
-    return Step(records=tuple(records), unreadable=unreadable, checkpoint=Checkpoint(offsets=offsets), more=more)
+    checkpoint = Checkpoint(offsets=offsets)
+    return Step(records=tuple(records), unreadable=unreadable, checkpoint=checkpoint, more=more, sent=tuple(sent))
 
 
 def _read(path: Path, start: int, room: int) -> tuple[int, bytes, bool]:
@@ -66,8 +76,8 @@ def _read(path: Path, start: int, room: int) -> tuple[int, bytes, bool]:
         return 0, b"", False
 
 
-def _record(line: bytes) -> RequestRecord | None:
+def _record(line: bytes) -> RequestRecord | Sent | None:
     try:
-        return decode(line, RequestRecord)
-    except UnreadableRecord:
+        return _decoder.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
