@@ -14,12 +14,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from modelyard.clock import SYSTEM
 from modelyard.control.api import make_app
+from modelyard.control.audit_log import AuditLog
 from modelyard.control.fleet import Fleet
 from modelyard.control.key_log import KeyWriter
 from modelyard.control.measurements import Measurements
 from modelyard.control.publisher import Publisher
 from modelyard.control.replica_loop import Surroundings
 from modelyard.hardware.machine import probe
+from modelyard.observe.audit import entries, verify_chain
 from modelyard.state import StateDirectory
 from yards import RunningYard, fake_wanted, running_yard
 
@@ -31,7 +33,8 @@ async def routes_of(state: StateDirectory) -> list[tuple[str, str]]:
     around = Surroundings(state, probe(), SYSTEM, Publisher(state), rendezvous="", lease_s=5.0)
     async with asyncio.TaskGroup() as tasks:
         fleet = Fleet(around, tasks)
-        app = make_app(state, "key", fleet, KeyWriter(state, SYSTEM), Measurements(state, fleet, SYSTEM))
+        audit = AuditLog(state, SYSTEM)
+        app = make_app(state, "key", fleet, KeyWriter(state, SYSTEM), Measurements(state, fleet, SYSTEM), audit)
     return sorted((method, path) for method, path in _routes(app.routes))
 
 
@@ -131,6 +134,31 @@ async def test_keys_open_and_close_the_gateway(state: StateDirectory, eventually
         assert [one["name"] for one in keys] == ["team", "member"]
         assert keys[0]["revoked_at"] is not None
         assert parent["key"] not in str(keys) and "sha256" not in str(keys)
+
+
+async def test_whatever_is_changed_stands_in_the_audit_log_with_who_did_it(state: StateDirectory) -> None:
+    async with running_yard(state, fake_wanted()) as yard:
+        await yard.open()
+        _, made = await yard.admin("POST", "/keys", {"name": "team"})
+        await yard.admin("DELETE", f"/keys/{made['id']}")
+        await yard.admin("DELETE", "/keys/nope")
+        await yard.admin("POST", "/deployments/small/reload")
+        await yard.admin("GET", "/deployments")
+        await call(yard, "DELETE", "/deployments/small", authorization="Bearer wrong")
+        key = state.admin_key.read_text().strip()
+        await call(yard, "DELETE", "/deployments/no", authorization=f"Bearer {key}", **{"x-modelyard-user": "eve\t"})
+        noted = entries(state.audit)
+        assert [(one.action, one.subject, one.details["status"]) for one in noted] == [
+            ("keys.create", made["id"], "200"),
+            ("keys.remove", made["id"], "200"),
+            ("keys.remove", "nope", "404"),
+            ("deployments.reload", "small", "200"),
+            ("deployments.remove", "no", "404"),
+        ]
+        assert noted[0].details["name"] == "team" and len(noted[3].details["wanted_sha256"]) == 64
+        assert {one.by for one in noted} == {"admin"}
+        assert verify_chain(state.audit).broken_at is None
+        assert made["key"] not in state.audit.read_text()
 
 
 async def test_metrics_are_what_the_journal_holds_also_after_control_died(

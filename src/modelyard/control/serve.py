@@ -11,6 +11,7 @@ import uvicorn
 
 from modelyard.clock import SYSTEM
 from modelyard.control.api import make_app
+from modelyard.control.audit_log import AuditLog
 from modelyard.control.fleet import Fleet
 from modelyard.control.key_log import KeyWriter
 from modelyard.control.measurements import Measurements
@@ -49,7 +50,7 @@ async def serve(state: StateDirectory, admin: socket.socket, rendezvous: socket.
     async with asyncio.TaskGroup() as tasks:
         fleet = Fleet(around, tasks)
         seen = Measurements(state, fleet, SYSTEM)
-        app = make_app(state, admin_key(state), fleet, KeyWriter(state, SYSTEM), seen)
+        app = make_app(state, admin_key(state), fleet, KeyWriter(state, SYSTEM), seen, AuditLog(state, SYSTEM))
         server = _Server(
             uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=1)
         )

@@ -52,7 +52,7 @@ def read_journal(folder: Path, after: Checkpoint = BEGINNING, *, step_bytes: int
             whole, unreadable = data, unreadable + 1
         for line in whole.split(b"\n")[:-1]:
             whole_record = within(line)
-            record = _record(whole_record)
+            record = _found(whole_record)
             if isinstance(record, RequestRecord):
                 records.append(record)
             elif record is not None:
@@ -76,7 +76,13 @@ def _read(path: Path, start: int, room: int) -> tuple[int, bytes, bool]:
         return 0, b"", False
 
 
-def _record(line: bytes) -> RequestRecord | Sent | None:
+def record_of(line: bytes) -> RequestRecord | None:
+    """The line's record, as `within` finds it; None where there is none of this version."""
+    found = _found(within(line))
+    return found if isinstance(found, RequestRecord) else None
+
+
+def _found(line: bytes) -> RequestRecord | Sent | None:
     try:
         return _decoder.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -39,7 +39,8 @@ class RequestRecord(Record, tag_field="schema", tag="request/v1", kw_only=False)
     `status` is what the client was told. Tokens come from the engine's own count (`usage_source` engine), or from the
     number of relayed events (estimated). `cost_pico` is in millionths of a millionth of the prices' currency.
     `tried` are sendings before (or beside) the one that was answered; `resumed` counts replicas that died in the middle
-    of it. `worker` and `sequence` name the record; `replica` and `launch` the engine.
+    of it. `trace_id` and `trace_parent` (span and flags, as `<16 hex>-<2 hex>`) are the caller's trace context, empty
+    where it sent none. `worker` and `sequence` name the record; `replica` and `launch` the engine.
 
     The gateway fills it by position, for every request: 24 keywords cost msgspec 1 µs, 24 positions 0.15."""
 
@@ -71,6 +72,7 @@ class RequestRecord(Record, tag_field="schema", tag="request/v1", kw_only=False)
     trace_id: str = ""
     tried: tuple[Attempt, ...] = ()
     resumed: int = 0
+    trace_parent: str = ""
 
 
 class Sent(Record, tag_field="schema", tag="sent/v1"):
