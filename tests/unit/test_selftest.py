@@ -6,10 +6,12 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from modelyard.errors import UsageError
+from modelyard.cli.selftest import selftest
+from modelyard.errors import ModelyardError, UsageError
 from modelyard.selftest import registry, result
 from modelyard.selftest.asking import judge
 from modelyard.selftest.bench import Bench
@@ -236,3 +238,12 @@ DONE = event("[DONE]")
 )
 def test_a_stream_is_whole_or_ends_in_one_error_event(body: bytes, verdict: str) -> None:
     assert judge(200, {}, body, True, "w0")[0] == verdict
+
+
+def test_a_red_row_ends_the_command_with_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MODELYARD_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr(registry, "ROWS", (row(wrong_once), row(sound, key="8")))
+    with pytest.raises(ModelyardError, match="red: 7") as raised:
+        selftest(rows="", short=True, resume=False, seed=3, write=tmp_path / "page.md", show=False, json=False)
+    assert raised.value.exit_code == 1 and "--rows 7 --seed 3" in raised.value.hint
+    assert "| 8 | a \\| name | 2 kills, short form | green |" in (tmp_path / "page.md").read_text()

@@ -19,8 +19,7 @@ class Accepting:
     def __init__(
         self, sock: socket.socket, protocol: Callable[[], asyncio.Protocol], context: ssl.SSLContext | None
     ) -> None:
-        self._sock, self._protocol = sock, protocol
-        self._context = context
+        self._sock, self._protocol, self._context = sock, protocol, context
         self._server: asyncio.Server | None = None
 
     @property

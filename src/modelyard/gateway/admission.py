@@ -1,7 +1,7 @@
 """Who goes when: per replica a cap on requests in flight, per deployment a bounded queue with a deadline.
 
-State without I/O: nothing here sends a byte. `Seat` is a place at one launch of one replica; whoever holds a seat gives
-it back exactly once."""
+State without I/O: nothing here sends a byte. A seat is a place at one launch of one replica; whoever holds one gives it
+back exactly once."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class Queued:
 @dataclass(slots=True)
 class Admission:
     """One deployment's door. `deployment` is replaced as the topology changes; seats live as long as their launch.
-    `requests` counts those that came, which is what `retries` are a share of; `held_s` is how long answered requests
-    held their seats; `recorded` are decisions about waiting, sampled."""
+    `requests` counts those that came, which is what `retries` are a share of. `held_s` is how long answered requests
+    held their seats. `recorded` are decisions about waiting, sampled."""
 
     deployment: Deployment
     seats: dict[str, Seats] = field(default_factory=dict[str, Seats])
@@ -84,8 +84,6 @@ class Admission:
             raise self._closed()
         self.shares.asked(asking.key_id, asking.weight, now)
         decision = self._choose(asking)
-        if decision.replica is None and decision.reason == NOBODY_LEFT:
-            raise self._refusal(NOBODY_LEFT, code="unavailable")
         has_seat = decision.replica is not None and self._may_take(asking)
         if has_seat and not self.queue.waiting:
             self.queue.charge(asking)
@@ -99,22 +97,6 @@ class Admission:
             return ticket if ticket.waiting else None
         self._wait(ticket, now)
         return ticket
-
-    def leave(self, seats: Seats, result: Result, asking: Asking) -> None:
-        """Give a seat back, and say what was learned; the next in the queue gets one."""
-        seats.in_flight -= 1
-        self.shares.gave(asking.key_id)
-        if result.kind == "answered":
-            if result.held_s:
-                self.held_s.add(result.held_s)
-            if result.tokens:
-                self.queue.settle(asking, result.tokens)
-        elif result.kind == "failed":
-            self.queue.settle(asking, 0)
-        if self.queue.waiting:
-            self.advance()
-
-    # Elsewhere.
 
     def has_free(self, excluded: frozenset[str]) -> bool:
         """Whether a sound replica that is none of `excluded` has a free seat now."""
@@ -135,10 +117,23 @@ class Admission:
         self.retries = left or filled
         return left is not None
 
-    # Time, and who waits.
+    def leave(self, seats: Seats, result: Result, asking: Asking) -> None:
+        """Give a seat back, and say what was learned; the next in the queue gets one."""
+        seats.in_flight -= 1
+        self.shares.gave(asking.key_id)
+        if result.kind == "answered":
+            if result.held_s:
+                self.held_s.add(result.held_s)
+            if result.tokens:
+                self.queue.settle(asking, result.tokens)
+        elif result.kind == "failed":
+            self.queue.settle(asking, 0)
+        if self.queue.waiting:
+            self.advance()
 
     def advance(self) -> None:
-        """Seat those who wait while there are seats; turn them away where the route has closed."""
+        """Seat those who wait while there are seats; turn them away where the route has closed, or every replica has
+        failed them."""
         while self.queue.waiting:
             if not self.deployment.open or not self.deployment.replicas:
                 self._turn_all_away()
@@ -146,8 +141,13 @@ class Admission:
             ticket = self.queue.next(self._may_go)
             if ticket is None:
                 return
-            self.queue.take(ticket)
-            self._seat(ticket.waiter, ticket.asking, self._choose(ticket.asking))
+            decision = self._choose(ticket.asking)
+            if decision.replica is None:
+                self.queue.drop(ticket)
+                ticket.waiter.not_seated(self._refusal(decision.reason, code="unavailable"))
+            else:
+                self.queue.take(ticket)
+                self._seat(ticket.waiter, ticket.asking, decision)
 
     def forget(self, ticket: Queued) -> None:
         """Nobody waits with this ticket any more: its place in the queue is free."""
@@ -170,7 +170,6 @@ class Admission:
         self.standing.look(bool(self.queue.waiting), now)
         self.shares.tidy(now)
         self.queue.tidy()
-        self._turn_hopeless_away()
         self.advance()
 
     def retry_after_s(self) -> int:
@@ -241,15 +240,6 @@ class Admission:
             self.queue.drop(ticket)
             ticket.waiter.not_seated(self._closed())
 
-    def _turn_hopeless_away(self) -> None:
-        """Those that every replica that is left has failed."""
-        if self.queue.waiting:
-            waiting = [ticket for _, _, ticket in self._deadlines if ticket.waiting and ticket.asking.excluded]
-            for ticket in waiting:
-                if ticket.waiting and self._choose(ticket.asking).reason == NOBODY_LEFT:
-                    self.queue.drop(ticket)
-                    ticket.waiter.not_seated(self._refusal(NOBODY_LEFT, code="unavailable"))
-
     def _too_many(self, admitted: Admitted) -> Refusal:
         entry = admitted.entry
         text = f"{self.deployment.name!r}: {admitted.reason}: {entry.waiting} requests wait"
@@ -280,7 +270,10 @@ class Admission:
         return sum([one.replica.max_in_flight for one in self.seats.values() if not one.replica.draining])
 
     def _may_go(self, ticket: Queued) -> bool:
-        return self._choose(ticket.asking).replica is not None and self._may_take(ticket.asking)
+        decision = self._choose(ticket.asking)
+        if decision.replica is None:
+            return decision.reason == NOBODY_LEFT
+        return self._may_take(ticket.asking)
 
     def _may_take(self, asking: Asking) -> bool:
         """Whether the key may have a free seat: while several are active, the last ones are for those below their
@@ -325,6 +318,5 @@ class Admission:
                 fresh[replica.name] = Seats(replica, Pool(replica.address))
         gone = [one.pool for name, one in self.seats.items() if fresh.get(name) is not one]
         self.seats = fresh
-        self._turn_hopeless_away()
         self.advance()
         return gone

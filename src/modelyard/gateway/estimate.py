@@ -34,11 +34,6 @@ def may_use(call: AnyCall | PlainCall, body_bytes: int, deployment: Deployment, 
     return Asked(prompt + answers, cost, at)
 
 
-def tokens_at_most(call: AnyCall, body_bytes: int) -> int:
-    """What a request may cost, prompt and answers."""
-    return prompt_tokens(body_bytes) + answer_tokens(call) * (call.n or 1)
-
-
 def answer_tokens(call: AnyCall | PlainCall) -> int:
     """The longest one answer that was asked for: none, of what answers with vectors or scores."""
     if isinstance(call, PlainCall):

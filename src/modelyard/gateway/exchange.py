@@ -10,7 +10,7 @@ from time import monotonic as now
 from types import MappingProxyType
 from typing import Literal, Protocol
 
-from msgspec.structs import replace
+import msgspec
 
 from modelyard.gateway.accounts import Account, Reservation, rate_limit_lines
 from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Result
@@ -19,7 +19,7 @@ from modelyard.gateway.breaker import CLOSED, Event, learned
 from modelyard.gateway.dialects.dialect import Speaker, renamed
 from modelyard.gateway.dialects.registry import READERS
 from modelyard.gateway.dialects.ways import direct, spoken
-from modelyard.gateway.estimate import may_use, prompt_tokens, tokens_at_most
+from modelyard.gateway.estimate import answer_tokens, may_use, prompt_tokens
 from modelyard.gateway.fields import AnyCall, parse, usage_asked, warning_of
 from modelyard.gateway.heads import json_response, stream_head
 from modelyard.gateway.lanes import LAST_CHUNK, Usage, chunk
@@ -33,6 +33,7 @@ from modelyard.records.journal import Outcome, RequestRecord, UsageSource
 
 _NO_USAGE = Usage()
 _FAILED = Result("failed")
+_NONE: frozenset[str] = frozenset()
 _TRIED: dict[str, Literal["refused", "failed", "late"]] = {
     "unconnected": "refused",
     "overloaded": "refused",
@@ -41,7 +42,6 @@ _TRIED: dict[str, Literal["refused", "failed", "late"]] = {
     "late": "late",
 }
 _DEGRADED = b"x-modelyard-degraded: no replica is sound; the least bad one answered\r\n"
-_NONE: frozenset[str] = frozenset()
 
 
 class Client(Reader, Protocol):
@@ -117,10 +117,8 @@ class Exchange:
         if parsed.stripped or parsed.bounded:
             self.warning += warning_of(parsed)
         key = request.key
-        # By position: see Asking. Excluded are none yet.
-        self.asking = Asking(
-            key.id, key.priority, tokens_at_most(call, len(request.body)), _NONE, key.weight, len(self.body)
-        )
+        tokens = prompt_tokens(len(request.body)) + answer_tokens(call) * (call.n or 1)
+        self.asking = Asking(key.id, key.priority, tokens, _NONE, key.weight, len(self.body))
         if line := worker.accounts.line(request.key):
             self._reserve(line, call, admission)
         return admission
@@ -205,7 +203,7 @@ class Exchange:
         assert admission is not None
         self._note(attempt, failure)
         self.attempt = None
-        self.asking = replace(self.asking, excluded=self.asking.excluded | {replica.name})
+        self.asking = msgspec.structs.replace(self.asking, excluded=self.asking.excluded | {replica.name})
         admission.leave(attempt.seats, WITHDRAWN if failure.kind == "unconnected" else _FAILED, self.asking)
         try:
             self.ticket = admission.enter(self, self.asking, now())
@@ -301,7 +299,7 @@ class Exchange:
 
     def _result(self, outcome: Outcome, usage: Usage | None) -> Result:
         if outcome in ("upstream_failed", "truncated"):
-            return Result("failed")
+            return _FAILED
         if outcome != "complete":
             return WITHDRAWN
         # A plain answer is held until it is whole: when its first token came is not known.

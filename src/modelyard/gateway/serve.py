@@ -85,7 +85,7 @@ async def _serve(
         loop.add_signal_handler(name, _stop_or_exit, stop)
     if lifeline is not None:
         watch_lifeline(loop, lifeline)
-    accepting = Accepting(sock, service.connection, certificates.context if certificates else None)
+    accepting = Accepting(sock, service.connection, certificates.context if certificates is not None else None)
     await accepting.start()
     listening = loop.create_task(_accept_forever(accepting, pressure))
     tasks.append(listening)

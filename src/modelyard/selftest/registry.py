@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from modelyard.errors import UsageError
 from modelyard.selftest.row import Row
-from modelyard.selftest.rows import only_replica_killed
+from modelyard.selftest.rows import million_requests, only_replica_killed, upstream_misbehaves
 
-MODULES = (only_replica_killed,)
+MODULES = (only_replica_killed, upstream_misbehaves, million_requests)
 ROWS: tuple[Row, ...] = tuple(module.ROW for module in MODULES)
 
 

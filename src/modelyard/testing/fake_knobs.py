@@ -94,6 +94,8 @@ class Knobs:
 
     tokens: int = 64
     """Words of an answer where the request asks for no fewer: "w0 w1 w2 ..."."""
+    stem: str = "w"
+    """What those words begin with; letters of several bytes make streams that can be torn inside one."""
     facts: bool = True
     """Know some capitals, so that knowledge checks pass; false makes a model that answers wrongly."""
     prefill_s: float = 0.0

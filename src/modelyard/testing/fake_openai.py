@@ -72,7 +72,7 @@ def _ask(
         raise BadRequest(message, param="messages" if chat else "prompt", code="context_length_exceeded")
     options = fields.get("stream_options")
     stream = bool(fields.get("stream"))
-    pieces = known or fake_answers.words(knobs.tokens, fake_defects.stem(knobs.defect))
+    pieces = known or fake_answers.words(knobs.tokens, fake_defects.stem(knobs.defect, knobs.stem))
     answer = fake_answers.cut(pieces, _stops(fields), min(room, limit or room))
     if knobs.defect:
         answer = fake_defects.answer(knobs.defect, answer, pieces, chat=chat, stream=stream, limit=limit)
