@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from modelyard.errors import UsageError
 from modelyard.selftest.row import Row
-from modelyard.selftest.rows import million_requests, only_replica_killed, upstream_misbehaves
+from modelyard.selftest.rows import million_requests, only_replica_killed, streams_resumed, upstream_misbehaves
 
-MODULES = (only_replica_killed, upstream_misbehaves, million_requests)
+MODULES = (only_replica_killed, upstream_misbehaves, streams_resumed, million_requests)
 ROWS: tuple[Row, ...] = tuple(module.ROW for module in MODULES)
 
 
