@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelyard.gateway.accounts import Account, Accounts, Asked, Reservation, rate_limit_fields
-from modelyard.gateway.bounds import NEVER, SOON_S, Budget, MinuteWindow
+from modelyard.gateway.accounts import Account, Accounts, Asked, Reservation, rate_limit_lines
+from modelyard.gateway.bounds import NEVER, SOON_S, MinuteWindow
 from modelyard.gateway.keyring import Keyring
 from modelyard.gateway.refusals import Refusal
 from modelyard.records.keys import Budgets, KeyCreated, KeyRecord, Limits
@@ -59,10 +59,10 @@ class Books:
 
 @given(st.lists(st.tuples(st.floats(0, 40), st.integers(1, 12)), max_size=60), st.integers(1, 30))
 def test_no_minute_wherever_it_begins_holds_more_than_was_allowed(asked: list[tuple[float, int]], most: int) -> None:
-    window, now, taken = MinuteWindow(), 1000.0, list[tuple[float, int]]()
+    window, now, taken = MinuteWindow(most), 1000.0, list[tuple[float, int]]()
     for pause_s, amount in asked:
         now += pause_s
-        if window.wait_s(amount, most, now) == 0:
+        if window.wait_s(amount, now) == 0:
             window.take(amount, now)
             taken.append((now, amount))
     for begin, _ in taken:
@@ -73,18 +73,18 @@ def test_no_minute_wherever_it_begins_holds_more_than_was_allowed(asked: list[tu
 def test_who_comes_back_when_told_to_is_let_in_and_never_waits_longer_than_61_s(
     asked: list[tuple[float, int]], most: int
 ) -> None:
-    window, now = MinuteWindow(), 1000.0
+    window, now = MinuteWindow(most), 1000.0
     for pause_s, amount in asked:
         now += pause_s
-        wait_s = window.wait_s(amount, most, now)
+        wait_s = window.wait_s(amount, now)
         assert 0 <= wait_s <= 61
         now += wait_s
-        assert window.wait_s(amount, most, now) == 0
+        assert window.wait_s(amount, now) == 0
         window.take(amount, now)
 
 
 def test_more_than_a_minute_ever_holds_is_never_let_in() -> None:
-    assert MinuteWindow().wait_s(11, 10, 5.0) == NEVER
+    assert MinuteWindow(10).wait_s(11, 5.0) == NEVER
 
 
 @given(
@@ -93,7 +93,7 @@ def test_more_than_a_minute_ever_holds_is_never_let_in() -> None:
 def test_a_window_in_which_all_is_corrected_to_nothing_is_empty(
     asked: list[tuple[float, int, int, float]],
 ) -> None:
-    window, now = MinuteWindow(), 1000.0
+    window, now = MinuteWindow(9), 1000.0
     for pause_s, taken, _, lasts_s in asked:
         now += pause_s
         window.take(taken, now)
@@ -103,12 +103,19 @@ def test_a_window_in_which_all_is_corrected_to_nothing_is_empty(
 
 
 def test_what_is_used_beyond_the_reservation_counts_from_when_it_is_known() -> None:
-    window = MinuteWindow()
+    window = MinuteWindow(10)
     window.take(5, 0.0)
     window.correct(5, 12, 0.0, 50.0)
-    assert window.used == 12
-    assert window.wait_s(0, 5, 62.0) > 0 and window.left(10, 62.0) == 3
-    assert window.left(10, 112.0) == 10
+    assert window.used == 12 and window.left(50.0) == 0
+    assert window.left(62.0) == 3
+    assert window.left(112.0) == 10
+
+
+def test_a_window_that_is_younger_than_a_request_gives_back_no_more_than_it_holds() -> None:
+    window = MinuteWindow(10)
+    window.take(2, 5.0)
+    window.correct(8, 1, 5.0, 6.0)
+    assert window.used == 0 and window.left(6.0) == 10
 
 
 # A line.
@@ -142,7 +149,9 @@ def test_a_refusal_takes_nothing_anywhere() -> None:
     books = Books(key("team-t", limits=Limits(requests_per_minute=9)), key("a", "team-t", Limits(tokens_per_minute=10)))
     for _ in range(20):
         books.refusal("a", tokens=11)
-    assert all((one.requests.used, one.tokens.used, one.in_flight) == (0, 0, 0) for one in books.line("a"))
+    windows = [window for one in books.line("a") for window in (one.requests, one.tokens) if window is not None]
+    assert len(windows) == 2 and not any(window.used for window in windows)
+    assert not any(one.in_flight for one in books.line("a"))
 
 
 def test_keys_that_nothing_bounds_have_no_account() -> None:
@@ -195,15 +204,17 @@ def test_what_is_left_is_said_as_openai_says_it_and_for_the_node_with_the_least(
         key("a", "team-t", Limits(requests_per_minute=10)),
     )
     books.reserve("a", tokens=120, now=7.5)
-    assert dict(rate_limit_fields(books.line("a"), 7.5)) == {
-        "x-ratelimit-limit-requests": "10",
-        "x-ratelimit-remaining-requests": "9",
-        "x-ratelimit-reset-requests": "1m1s",
-        "x-ratelimit-limit-tokens": "500",
-        "x-ratelimit-remaining-tokens": "380",
-        "x-ratelimit-reset-tokens": "1m1s",
-    }
-    assert rate_limit_fields(Books(key("b", None, None, tokens_per_day=5)).line("b"), 0.0) == ()
+    assert rate_limit_lines(books.line("a"), 7.5).splitlines() == [
+        "x-ratelimit-limit-requests: 10",
+        "x-ratelimit-remaining-requests: 9",
+        "x-ratelimit-reset-requests: 1m1s",
+        "x-ratelimit-limit-tokens: 500",
+        "x-ratelimit-remaining-tokens: 380",
+        "x-ratelimit-reset-tokens: 1m1s",
+    ]
+    assert "x-ratelimit-reset-requests: 1s\r\n" in rate_limit_lines(books.line("a"), 67.5)
+    assert "x-ratelimit-reset-requests: 0s\r\n" in rate_limit_lines(books.line("a"), 68.0)
+    assert rate_limit_lines(Books(key("b", None, None, tokens_per_day=5)).line("b"), 0.0) == ""
 
 
 # Budgets.
@@ -301,17 +312,19 @@ def test_whatever_comes_no_bound_is_passed_and_no_reservation_leaks(steps: list[
         reservation.settle(0, 0, now)
     for account in (*books.line("a"), *books.line("b")):
         assert account.in_flight == 0
-        assert account.tokens.used == sum(slot for slot in account.tokens._slots)
-    later = now + 61
-    for account in books.line("a"):
-        assert account.requests.left(9, later) == 9 and account.tokens.left(9, later) == 9
         assert not list(_held(account))
+        for window in (account.requests, account.tokens):
+            if window is not None:
+                assert window.used == sum(window._slots)
+                assert window.left(now + 61) == window.most
 
 
 def _held(account: Account) -> Iterator[int]:
     for budget in (account._day, account._month):
-        assert isinstance(budget, Budget)
-        yield from (held for spent in budget._periods.values() for held in (spent.held_tokens, spent.held_pico) if held)
+        if budget is not None:
+            yield from (
+                held for used in budget._periods.values() for held in (used.held_tokens, used.held_pico) if held
+            )
 
 
 def test_the_months_of_a_century_follow_each_other() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from gateway_fakes import World, answer, chat, post
 
 from modelyard.errors import AddressInUse, UsageError
 from modelyard.gateway.journal import JournalWriter
@@ -62,6 +64,50 @@ def test_records_stand_in_the_file_at_once_and_numbered(tmp_path: Path) -> None:
     assert [(record.request_id, record.sequence) for record in records] == [("a", 1), ("b", 2), ("c", 3)]
     [path] = tmp_path.iterdir()
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_once_a_second_it_is_said_up_to_where_answers_are_on_their_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., Awaitable[object]]
+) -> None:
+    monkeypatch.setattr("modelyard.gateway.journal.SYNC_INTERVAL_S", 0.01)
+    journal, is_sent = JournalWriter(tmp_path), False
+
+    def said() -> list[int]:
+        return [sent.sequence for sent in read_journal(tmp_path).sent]
+
+    syncing = asyncio.create_task(journal.sync_forever(lambda: is_sent))
+    write(journal, "a")
+    write(journal, "b")
+    for _ in range(5):
+        await asyncio.sleep(0.01)
+    assert said() == [], "a reader is so slow that the end of its answer waits here"
+    is_sent = True
+    await eventually(lambda: said() == [2])
+    for _ in range(5):
+        await asyncio.sleep(0.01)
+    assert said() == [2], "nothing new is said of nothing new"
+    syncing.cancel()
+
+
+@pytest.mark.parametrize("is_sent", [True, False])
+def test_the_last_word_is_said_at_an_orderly_end(tmp_path: Path, is_sent: bool) -> None:
+    journal = JournalWriter(tmp_path)
+    write(journal, "a")
+    journal.close(is_sent=is_sent)
+    assert [sent.sequence for sent in read_journal(tmp_path).sent] == [1] * is_sent
+
+
+def test_an_answer_that_its_client_does_not_read_is_not_sent(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    client, transport = world.client()
+    engine, _ = world.engine()
+    client.data_received(post(chat()))
+    transport.unread = 10
+    assert world.service.is_sent(), "an answer that has not ended has no record either"
+    engine.data_received(answer())
+    assert not world.service.is_sent()
+    transport.unread = 0
+    assert world.service.is_sent()
 
 
 def test_a_full_disk_loses_records_and_says_so_but_ends_nothing(

@@ -8,7 +8,8 @@ from modelyard.clock import Clock
 from modelyard.control.key_log import Bounds, KeyWriter
 from modelyard.errors import UsageError
 from modelyard.gateway.keyring import KeyLog, Keyring
-from modelyard.records.keys import Scopes
+from modelyard.gateway.refusals import Refusal
+from modelyard.records.keys import Budgets, Limits, Scopes
 from modelyard.state import StateDirectory
 
 NOW = 1_000.0
@@ -101,3 +102,57 @@ def test_a_grandchild_needs_the_whole_line_alive(state: StateDirectory) -> None:
     writer.revoke(top)
     with pytest.raises(UsageError, match="no live key"):
         writer.create("bottom", None, middle)
+
+
+def test_a_child_never_has_more_than_any_node_above_it(state: StateDirectory) -> None:
+    writer = KeyWriter(state, CLOCK)
+    top = writer.create_team(
+        "all", None, Bounds(limits=Limits(requests_per_minute=60), budgets=Budgets(pico_per_day=5 * 10**12))
+    )
+    middle = writer.create_team("part", "all", Bounds(limits=Limits(tokens_per_minute=100)))
+    assert middle.parent == top.id
+    for bounds, says in (
+        (Bounds(limits=Limits(requests_per_minute=61)), "61 requests per minute, where team 'all' has 60"),
+        (Bounds(limits=Limits(tokens_per_minute=101)), "101 tokens per minute, where team 'part' has 100"),
+        (Bounds(budgets=Budgets(pico_per_day=5 * 10**12 + 1)), "budget per day, where team 'all' has 5.00"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            writer.create("child", None, "part", bounds)
+    made = writer.create("child", None, "part", Bounds(limits=Limits(requests_per_minute=60)))
+    assert writer.shown(made.record.id).line == ("part", "all")
+
+
+def test_a_teams_name_is_its_own_while_it_lives(state: StateDirectory) -> None:
+    writer = KeyWriter(state, CLOCK)
+    team = writer.create_team("research", None)
+    with pytest.raises(UsageError, match="there is a team 'research' already"):
+        writer.create_team("research", None)
+    made = writer.create("ci", None, "research")
+    writer.revoke("research")
+    with pytest.raises(Refusal):
+        gateway(state).authenticate(made.secret, NOW)
+    assert writer.create_team("research", None).id != team.id
+
+
+def test_a_rotated_key_has_another_secret_and_the_old_one_for_as_long_as_it_was_said(state: StateDirectory) -> None:
+    writer = KeyWriter(state, CLOCK)
+    made = writer.create("ci", None, None)
+    fresh = writer.rotate(made.record.id, 60.0)
+    for keyring in (gateway(state), gateway(state)):
+        assert keyring.authenticate(fresh, NOW + 61).id == made.record.id
+        assert keyring.authenticate(made.secret, NOW + 59).id == made.record.id
+        with pytest.raises(Refusal):
+            keyring.authenticate(made.secret, NOW + 60)
+    newest = KeyWriter(state, CLOCK).rotate(made.record.id, 60.0)
+    with pytest.raises(Refusal):
+        gateway(state).authenticate(made.secret, NOW)
+    assert {gateway(state).authenticate(secret, NOW).id for secret in (fresh, newest)} == {made.record.id}
+
+
+def test_only_a_live_key_of_ours_is_rotated(state: StateDirectory) -> None:
+    writer = KeyWriter(state, CLOCK)
+    team, gone = writer.create_team("research", None), writer.create("gone", None, None)
+    writer.revoke(gone.record.id)
+    for key_id, says in ((team.id, "no secret of ours"), (gone.record.id, "has ended"), ("nobody", "no key")):
+        with pytest.raises(UsageError, match=says):
+            writer.rotate(key_id, 0.0)

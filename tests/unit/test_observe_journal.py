@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelyard.observe.journal import BEGINNING, Checkpoint, read_journal
+from modelyard.observe.journal import BEGINNING, Checkpoint, Step, read_journal
 from modelyard.observe.seen import MAX_RUNS, SeenRecords
+from modelyard.observe.unsent import Unsent
 from modelyard.records.base import encode
-from modelyard.records.journal import RequestRecord
+from modelyard.records.journal import RequestRecord, Sent
 
 
 def record(sequence: int, worker: str = "w1") -> RequestRecord:
@@ -125,3 +126,37 @@ def test_what_is_remembered_does_not_grow_with_the_records(shuffled: bool) -> No
     for number in numbers:
         seen.add(record(number))
     assert len(seen._runs["w1"]) <= (MAX_RUNS if shuffled else 1)
+
+
+# What was sent.
+
+
+def sent(sequence: int, worker: str = "w1") -> bytes:
+    return encode(Sent(worker=worker, sequence=sequence, at=1.0)) + b"\n"
+
+
+def test_what_a_worker_says_was_sent_is_no_unreadable_line(tmp_path: Path) -> None:
+    append(tmp_path, line(1) + sent(1) + line(2)[:50] + sent(2) + line(3))
+    step = read_journal(tmp_path)
+    assert step.records == (record(1), record(3))
+    assert [one.sequence for one in step.sent] == [1, 2] and step.unreadable == 1
+
+
+def test_records_behind_the_last_word_of_their_worker_are_marked(tmp_path: Path) -> None:
+    unsent = Unsent()
+    append(tmp_path, line(1) + line(2) + sent(1) + line(3))
+    append(tmp_path, line(1, "w2") + sent(1, "w2"), "w2")
+    step = read_journal(tmp_path)
+    unsent.take(step)
+    assert unsent.records() == (record(2), record(3))
+    append(tmp_path, sent(3) + line(4))
+    unsent.take(read_journal(tmp_path, step.checkpoint))
+    assert unsent.records() == (record(4),)
+
+
+def test_a_journal_without_a_word_is_not_held_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelyard.observe.unsent.MOST", 3)
+    unsent = Unsent()
+    found = tuple(record(number) for number in range(10))
+    unsent.take(Step(records=found, unreadable=0, checkpoint=BEGINNING, more=False))
+    assert unsent.records() == found[-3:]

@@ -256,7 +256,7 @@ def _check_numbers(mine: Limits | Budgets, theirs: Limits | Budgets, node: KeyRe
         if own is not None and above is not None and own > above:
             what, shown = name.replace("_", " "), (own, above)
             if name.startswith("pico"):
-                what, shown = name.replace("pico_", "budget "), (show_pico(own), show_pico(above))
+                what, shown = what.replace("pico ", "budget "), (show_pico(own), show_pico(above))
             raise UsageError(
                 f"a key never has more than its parent: {shown[0]} {what}, where {node.title} has {shown[1]}",
                 hint="give a smaller number, or leave it out: the parent's holds for it too",

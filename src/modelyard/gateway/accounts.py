@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from modelyard.gateway.bounds import NEVER, SOON_S, Budget, MinuteWindow, Short
 from modelyard.gateway.keyring import Keyring
 from modelyard.gateway.refusals import Refusal
 from modelyard.records.keys import KeyRecord
 from modelyard.records.spending import Period, Spent, period_of
-
-Fields = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,90 +27,111 @@ class Asked:
 
 
 class Account:
-    """One node of a line: a key or a team that bounds what is used by it and below it."""
+    """One node of a line: a key or a team that bounds what is used by it and below it. What it does not bound it does
+    not count."""
 
-    __slots__ = ("_day", "_held_tokens", "_month", "in_flight", "node", "requests", "tokens")
+    __slots__ = ("_at_once", "_day", "_held_tokens", "_month", "in_flight", "node", "requests", "tokens")
 
     def __init__(self, node: KeyRecord) -> None:
-        self.node = node
         self.in_flight = 0
         self._held_tokens = 0
-        self.requests = MinuteWindow()
-        self.tokens = MinuteWindow()
-        self._day = Budget("day", node.budgets.tokens_per_day, node.budgets.pico_per_day)
-        self._month = Budget("month", node.budgets.tokens_per_month, node.budgets.pico_per_month)
+        self.requests: MinuteWindow | None = None
+        self.tokens: MinuteWindow | None = None
+        self._day: Budget | None = None
+        self._month: Budget | None = None
+        self.bound(node)
 
     def bound(self, node: KeyRecord) -> None:
-        """The node says other bounds now; what was used stays used."""
+        """The node says these bounds now; what was counted stays counted."""
         self.node = node
-        self._day.bound(node.budgets.tokens_per_day, node.budgets.pico_per_day)
-        self._month.bound(node.budgets.tokens_per_month, node.budgets.pico_per_month)
+        limits, budgets = node.limits, node.budgets
+        self._at_once = limits.concurrent_requests
+        self.requests = _window(self.requests, limits.requests_per_minute)
+        self.tokens = _window(self.tokens, limits.tokens_per_minute)
+        self._day = _budget("day", self._day, budgets.tokens_per_day, budgets.pico_per_day)
+        self._month = _budget("month", self._month, budgets.tokens_per_month, budgets.pico_per_month)
 
     def short(self, asked: Asked, now: float, period: Period) -> Short | None:
         """What is missing for `asked`; None where it can be had. Nothing is taken."""
-        limits = self.node.limits
-        if (most := limits.concurrent_requests) is not None and self.in_flight >= most:
-            return Short(f"the limit of {most} requests at once", SOON_S)
-        if (most := limits.requests_per_minute) is not None:
-            wait_s = self.requests.wait_s(1, most, now)
-            if wait_s > 0:
-                return Short(f"the limit of {most} requests per minute", wait_s)
-        if (most := limits.tokens_per_minute) is not None:
-            wait_s = self._tokens_wait_s(asked.tokens, most, now)
-            if wait_s > 0:
-                what = f"the limit of {most} tokens per minute: this request may take {asked.tokens}"
-                return Short(what, wait_s)
-        return self._day.short(asked.tokens, asked.cost_pico, period, asked.at) or self._month.short(
-            asked.tokens, asked.cost_pico, period, asked.at
-        )
-
-    def _tokens_wait_s(self, tokens: int, most: int, now: float) -> float:
-        wait_s = self.tokens.wait_s(tokens, most, now)
-        if SOON_S < wait_s < NEVER and self.tokens.used - self._held_tokens + tokens <= most:
-            return SOON_S
-        return wait_s
+        if self._at_once is not None and self.in_flight >= self._at_once:
+            return Short(f"the limit of {self._at_once} requests at once", SOON_S)
+        if (window := self.requests) is not None and (wait_s := window.wait_s(1, now)) > 0:
+            return Short(f"the limit of {window.most} requests per minute", wait_s)
+        if (window := self.tokens) is not None and (wait_s := window.wait_s(asked.tokens, now)) > 0:
+            if wait_s < NEVER and window.used - self._held_tokens + asked.tokens <= window.most:
+                wait_s = min(wait_s, SOON_S)
+            what = f"the limit of {window.most} tokens per minute: this request may take {asked.tokens}"
+            return Short(what, wait_s)
+        for budget in (self._day, self._month):
+            if budget is not None and (short := budget.short(asked.tokens, asked.cost_pico, period, asked.at)):
+                return short
+        return None
 
     def take(self, asked: Asked, now: float, period: Period) -> None:
         self.in_flight += 1
-        self._held_tokens += asked.tokens
-        self.requests.take(1, now)
-        self.tokens.take(asked.tokens, now)
-        self._day.hold(asked.tokens, asked.cost_pico, period)
-        self._month.hold(asked.tokens, asked.cost_pico, period)
+        if (window := self.requests) is not None:
+            window.take(1, now)
+        if (window := self.tokens) is not None:
+            self._held_tokens += asked.tokens
+            window.take(asked.tokens, now)
+        if (budget := self._day) is not None:
+            budget.hold(asked.tokens, asked.cost_pico, period)
+        if (budget := self._month) is not None:
+            budget.hold(asked.tokens, asked.cost_pico, period)
 
-    def give_back(self, asked: Asked, taken_at: float, tokens: int, now: float, period: Period) -> None:
-        """What `asked` took at `taken_at`, but for the `tokens` that were used."""
+    def settle(self, asked: Asked, taken_at: float, period: Period, tokens: int, cost_pico: int, now: float) -> None:
+        """Of what `asked` took at `taken_at`, `tokens` and `cost_pico` were used."""
         self.in_flight -= 1
-        self._held_tokens -= asked.tokens
-        self.tokens.correct(asked.tokens, tokens, taken_at, now)
-        self._day.release(asked.tokens, asked.cost_pico, period)
-        self._month.release(asked.tokens, asked.cost_pico, period)
+        if (window := self.tokens) is not None:
+            self._held_tokens -= asked.tokens
+            window.correct(asked.tokens, tokens, taken_at, now)
+        if (budget := self._day) is not None:
+            budget.settle(asked.tokens, asked.cost_pico, tokens, cost_pico, period)
+        if (budget := self._month) is not None:
+            budget.settle(asked.tokens, asked.cost_pico, tokens, cost_pico, period)
 
     def spent(self, spent: Spent, period: Period) -> None:
-        self._day.spend(spent.day_tokens, spent.day_pico, period)
-        self._month.spend(spent.month_tokens, spent.month_pico, period)
+        """Used before there was this account."""
+        if self._day is not None:
+            self._day.settle(0, 0, spent.day_tokens, spent.day_pico, period)
+        if self._month is not None:
+            self._month.settle(0, 0, spent.month_tokens, spent.month_pico, period)
 
-    def spend(self, tokens: int, cost_pico: int, period: Period) -> None:
-        self._day.spend(tokens, cost_pico, period)
-        self._month.spend(tokens, cost_pico, period)
+
+def _window(window: MinuteWindow | None, most: int | None) -> MinuteWindow | None:
+    if most is None:
+        return None
+    if window is None:
+        return MinuteWindow(most)
+    window.most = most
+    return window
+
+
+def _budget(
+    word: Literal["day", "month"], budget: Budget | None, tokens: int | None, pico: int | None
+) -> Budget | None:
+    if tokens is None and pico is None:
+        return None
+    if budget is None:
+        return Budget(word, tokens, pico)
+    budget.most_tokens, budget.most_pico = tokens, pico
+    return budget
 
 
 class Reservation:
     """What one request holds at each account of its line, until it settles: exactly once."""
 
-    __slots__ = ("_asked", "_at", "_line")
+    __slots__ = ("_asked", "_at", "_line", "_period")
 
-    def __init__(self, line: tuple[Account, ...], asked: Asked, at: float) -> None:
-        self._line, self._asked, self._at = line, asked, at
+    def __init__(self, line: tuple[Account, ...], asked: Asked, at: float, period: Period) -> None:
+        self._line, self._asked, self._at, self._period = line, asked, at, period
 
     def settle(self, tokens: int, cost_pico: int, now: float) -> None:
         """`tokens` and `cost_pico` were used; the rest of what was reserved goes back."""
         line, self._line = self._line, ()
         assert line, "a reservation settles once"
-        period = period_of(self._asked.at)
         for account in line:
-            account.give_back(self._asked, self._at, tokens, now, period)
-            account.spend(tokens, cost_pico, period)
+            account.settle(self._asked, self._at, self._period, tokens, cost_pico, now)
 
 
 class Accounts:
@@ -151,10 +171,10 @@ class Accounts:
             if short is not None and (worst is None or short.wait_s > worst[1].wait_s):
                 worst = account, short
         if worst is not None:
-            raise _refusal(*worst, rate_limit_fields(line, now))
+            raise _refusal(*worst, rate_limit_lines(line, now))
         for account in line:
             account.take(asked, now, period)
-        return Reservation(line, asked, now)
+        return Reservation(line, asked, now, period)
 
     def spent(self, key: KeyRecord, spent: Spent, period: Period) -> None:
         """Count what the key's requests of a day and of a month had used before this worker began."""
@@ -162,38 +182,32 @@ class Accounts:
             account.spent(spent, period)
 
 
-def rate_limit_fields(line: tuple[Account, ...], now: float) -> Fields:
-    """Header fields that say what is left of the minute's limits, of the node with the least left: names and forms as
+def rate_limit_lines(line: tuple[Account, ...], now: float) -> str:
+    """Header lines that say what is left of the minute's limits, of the node with the least left: names and forms as
     OpenAI documents them under "Rate limits in headers". Empty where nothing bounds a minute."""
-    requests = [(one.node.limits.requests_per_minute, one.requests) for one in line]
-    tokens = [(one.node.limits.tokens_per_minute, one.tokens) for one in line]
-    return (*_left("requests", requests, now), *_left("tokens", tokens, now))
+    requests = [one.requests for one in line if one.requests is not None]
+    tokens = [one.tokens for one in line if one.tokens is not None]
+    lines = _left("requests", requests, now) if requests else ""
+    return lines + _left("tokens", tokens, now) if tokens else lines
 
 
-def _left(what: str, windows: list[tuple[int | None, MinuteWindow]], now: float) -> Fields:
-    bound = [(window.left(most, now), most, window) for most, window in windows if most is not None]
-    if not bound:
-        return ()
-    left, most, window = min(bound, key=lambda one: one[0])
+def _left(what: str, windows: list[MinuteWindow], now: float) -> str:
+    window = windows[0] if len(windows) == 1 else min(windows, key=lambda one: one.left(now))
+    left, reset_s = window.left(now), math.ceil(window.empty_in_s(now))
+    reset = f"1m{reset_s - 60}s" if reset_s >= 60 else f"{reset_s}s"
     return (
-        (f"x-ratelimit-limit-{what}", str(most)),
-        (f"x-ratelimit-remaining-{what}", str(left)),
-        (f"x-ratelimit-reset-{what}", _duration(window.empty_in_s(now))),
+        f"x-ratelimit-limit-{what}: {window.most}\r\nx-ratelimit-remaining-{what}: {left}\r\n"
+        f"x-ratelimit-reset-{what}: {reset}\r\n"
     )
 
 
-def _duration(seconds: float) -> str:
-    """`1s`, `1m1s`."""
-    minutes, rest = divmod(math.ceil(seconds), 60)
-    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
-
-
-def _refusal(account: Account, short: Short, fields: Fields) -> Refusal:
+def _refusal(account: Account, short: Short, lines: str) -> Refusal:
+    fields = [(name, value) for name, _, value in (one.partition(": ") for one in lines.splitlines())]
     message, wait_s = f"{short.what} ({account.node.title})", short.wait_s
     if wait_s == NEVER:
         message += "; shorten the prompt or lower max_tokens"
     if wait_s == NEVER or short.code == "insufficient_quota":
         # OpenAI's clients would ask the same again by themselves, and wait in vain.
-        fields = (*fields, ("x-should-retry", "false"))
+        fields.append(("x-should-retry", "false"))
     retry_after_s = None if wait_s == NEVER else math.ceil(wait_s)
-    return Refusal(429, message, code=short.code, retry_after_s=retry_after_s, fields=fields)
+    return Refusal(429, message, code=short.code, retry_after_s=retry_after_s, fields=tuple(fields))

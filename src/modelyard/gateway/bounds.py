@@ -29,18 +29,18 @@ class Short:
 
 class MinuteWindow:
     """How much was taken in the last minute. Counted by whole seconds, with the one that it began in, so that no 60 s,
-    wherever they begin, hold more than was allowed; a burst may take all of it at once."""
+    wherever they begin, hold more than `most`; a burst may take all of it at once."""
 
-    __slots__ = ("_slots", "_until", "used")
+    __slots__ = ("_slots", "_until", "most", "used")
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self.most = most
         self.used = 0
         self._slots = [0] * _SLOTS
         self._until = 0
 
-    def _forward(self, now: float) -> None:
+    def _forward(self, second: int) -> None:
         """Let go what is older than a minute."""
-        second = int(now)
         gap = second - self._until
         if gap <= 0:
             return
@@ -53,13 +53,14 @@ class MinuteWindow:
                 slots[passed % _SLOTS] = 0
         self._until = second
 
-    def wait_s(self, amount: int, most: int, now: float) -> float:
-        """Seconds until `amount` more would be at most `most`: 0 now, NEVER where it is more than `most`."""
-        self._forward(now)
-        missing = self.used + amount - most
+    def wait_s(self, amount: int, now: float) -> float:
+        """Seconds until `amount` more could be had: 0 now, NEVER where it is more than any minute holds."""
+        if (second := int(now)) > self._until:
+            self._forward(second)
+        missing = self.used + amount - self.most
         if missing <= 0:
             return 0.0
-        if amount > most:
+        if amount > self.most:
             return NEVER
         for second in range(self._until - _WINDOW_S, self._until + 1):
             missing -= self._slots[second % _SLOTS]
@@ -67,32 +68,37 @@ class MinuteWindow:
                 return second + _SLOTS - now
         return NEVER
 
-    def left(self, most: int, now: float) -> int:
-        self._forward(now)
-        return max(most - self.used, 0)
+    def left(self, now: float) -> int:
+        if (second := int(now)) > self._until:
+            self._forward(second)
+        return max(self.most - self.used, 0)
 
     def empty_in_s(self, now: float) -> float:
         """Seconds until nothing of what was taken counts any more."""
-        self._forward(now)
+        self._forward(int(now))
         for second in range(self._until, self._until - _SLOTS, -1):
             if self._slots[second % _SLOTS]:
                 return second + _SLOTS - now
         return 0.0
 
     def take(self, amount: int, now: float) -> None:
-        self._forward(now)
+        if (second := int(now)) > self._until:
+            self._forward(second)
         self.used += amount
         self._slots[self._until % _SLOTS] += amount
 
     def correct(self, taken: int, used: int, at: float, now: float) -> None:
         """Of what was `taken` at `at`, `used` is now known: the rest goes back. What was used beyond it counts from
         now on."""
-        self._forward(now)
+        if (second := int(now)) > self._until:
+            self._forward(second)
         if used > taken:
             self.take(used - taken, now)
-        elif int(at) > self._until - _SLOTS:
-            self.used -= taken - used
-            self._slots[int(at) % _SLOTS] -= taken - used
+        elif (began := int(at)) > self._until - _SLOTS:
+            # No more than is there: a window may be younger than a request that ends.
+            back = min(taken - used, self._slots[began % _SLOTS])
+            self.used -= back
+            self._slots[began % _SLOTS] -= back
 
 
 class _Used:
@@ -107,36 +113,35 @@ class _Used:
 class Budget:
     """What may be used in each day, or in each month. Every amount counts in the period that its request began in."""
 
-    __slots__ = ("_periods", "_word", "most_pico", "most_tokens")
+    __slots__ = ("_number", "_periods", "_used", "_word", "most_pico", "most_tokens")
 
     def __init__(self, word: Literal["day", "month"], most_tokens: int | None, most_pico: int | None) -> None:
         self._word = word
         self._periods: dict[int, _Used] = {}
-        self.bound(most_tokens, most_pico)
-
-    def bound(self, most_tokens: int | None, most_pico: int | None) -> None:
+        self._number, self._used = -1, _Used()
         self.most_tokens, self.most_pico = most_tokens, most_pico
 
     def _of(self, period: Period) -> _Used:
         number = period.day if self._word == "day" else period.month
-        spent = self._periods.get(number)
-        if spent is None:
-            spent = self._periods[number] = _Used()
+        if number == self._number:
+            return self._used
+        used = self._periods.get(number)
+        if used is None:
+            used = self._periods[number] = _Used()
             if len(self._periods) > _KEPT_PERIODS:
                 del self._periods[next(iter(self._periods))]
-        return spent
+        self._number, self._used = number, used
+        return used
 
     def short(self, tokens: int, pico: int, period: Period, at: float) -> Short | None:
         """What is missing for `tokens` and `pico` at `at` (Unix seconds); None where they can be had."""
-        if self.most_tokens is None and self.most_pico is None:
-            return None
-        spent = self._of(period)
-        if (most := self.most_tokens) is not None and spent.tokens + spent.held_tokens + tokens > most:
+        used = self._of(period)
+        if (most := self.most_tokens) is not None and used.tokens + used.held_tokens + tokens > most:
             what = f"the budget of {most} tokens per {self._word}"
-            return self._short(what, str(tokens), str(max(most - spent.tokens, 0)), spent.tokens + tokens > most, at)
-        if (most := self.most_pico) is not None and spent.pico + spent.held_pico + pico > most:
-            what, left = f"the budget of {show_pico(most)} per {self._word}", show_pico(max(most - spent.pico, 0))
-            return self._short(what, show_pico(pico), left, spent.pico + pico > most, at)
+            return self._short(what, str(tokens), str(max(most - used.tokens, 0)), used.tokens + tokens > most, at)
+        if (most := self.most_pico) is not None and used.pico + used.held_pico + pico > most:
+            what, left = f"the budget of {show_pico(most)} per {self._word}", show_pico(max(most - used.pico, 0))
+            return self._short(what, show_pico(pico), left, used.pico + pico > most, at)
         return None
 
     def _short(self, what: str, asked: str, left: str, is_spent: bool, at: float) -> Short:
@@ -147,16 +152,14 @@ class Budget:
         return Short(f"{what}: {left} left, this request may take {asked}", ends - at, "insufficient_quota")
 
     def hold(self, tokens: int, pico: int, period: Period) -> None:
-        spent = self._of(period)
-        spent.held_tokens += tokens
-        spent.held_pico += pico
+        used = self._of(period)
+        used.held_tokens += tokens
+        used.held_pico += pico
 
-    def release(self, tokens: int, pico: int, period: Period) -> None:
-        spent = self._of(period)
-        spent.held_tokens -= tokens
-        spent.held_pico -= pico
-
-    def spend(self, tokens: int, pico: int, period: Period) -> None:
-        spent = self._of(period)
-        spent.tokens += tokens
-        spent.pico += pico
+    def settle(self, held_tokens: int, held_pico: int, tokens: int, pico: int, period: Period) -> None:
+        """What was held is held no more; what was used is spent."""
+        used = self._of(period)
+        used.held_tokens -= held_tokens
+        used.held_pico -= held_pico
+        used.tokens += tokens
+        used.pico += pico

@@ -282,6 +282,11 @@ class ClientConnection(asyncio.Protocol):
         self.exchange = None
         self._next(exchange.request)
 
+    def holds_an_end(self) -> bool:
+        """Whether the end of an answer waits here for its client to read."""
+        transport = self._transport
+        return self.exchange is None and transport is not None and transport.get_write_buffer_size() > 0
+
     def close(self) -> None:
         """At once when idle; otherwise after the current answer."""
         if self.exchange is not None:

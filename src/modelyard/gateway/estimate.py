@@ -6,6 +6,7 @@ settled is the engine's own count."""
 from __future__ import annotations
 
 from modelyard.gateway.accounts import Asked
+from modelyard.gateway.dialects.plain import PlainCall
 from modelyard.gateway.fields import AnyCall, ChatCall
 from modelyard.records.topology import Deployment
 
@@ -20,7 +21,7 @@ def prompt_tokens(body_bytes: int) -> int:
     return -(-body_bytes // BYTES_PER_TOKEN)
 
 
-def may_use(call: AnyCall, body_bytes: int, deployment: Deployment, at: float) -> Asked:
+def may_use(call: AnyCall | PlainCall, body_bytes: int, deployment: Deployment, at: float) -> Asked:
     """Prompt and longest answers, as tokens and at the deployment's prices."""
     prompt, answers = prompt_tokens(body_bytes), answer_tokens(call)
     if deployment.context_tokens:
@@ -33,8 +34,10 @@ def may_use(call: AnyCall, body_bytes: int, deployment: Deployment, at: float) -
     return Asked(prompt + answers, cost, at)
 
 
-def answer_tokens(call: AnyCall) -> int:
-    """The longest one answer that was asked for."""
+def answer_tokens(call: AnyCall | PlainCall) -> int:
+    """The longest one answer that was asked for: none, of what answers with vectors or scores."""
+    if isinstance(call, PlainCall):
+        return 0
     stated = call.max_tokens
     if isinstance(call, ChatCall) and call.max_completion_tokens is not None:
         stated = max(stated or 0, call.max_completion_tokens)

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from modelyard.gateway.accounts import Account, Reservation, rate_limit_fields
+from modelyard.gateway.accounts import Account, Reservation, rate_limit_lines
 from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Result
 from modelyard.gateway.attempt import Attempt, Failure, Reader
 from modelyard.gateway.breaker import CLOSED, Event, learned
@@ -165,9 +165,7 @@ class Exchange:
         request, at = self.request, now()
         asked = may_use(call, len(request.body), admission.deployment, request.at)
         self.reservation = self.worker.accounts.reserve(line, asked, at)
-        self.warning += b"".join(
-            b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in rate_limit_fields(line, at)
-        )
+        self.warning += rate_limit_lines(line, at).encode()
 
     # Admission's side.
 

@@ -1,7 +1,7 @@
 """The journal: one record per finished request, in the file before the client has its last byte.
 
 A write reaches the kernel at once, so that the death of this process loses nothing; the disk is asked once a second,
-so that a power cut loses at most that second."""
+so that a power cut loses at most that second. Then it is also said up to which record all answers are on their way."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import contextlib
 import errno
 import os
 import secrets
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from modelyard.records.base import encode
-from modelyard.records.journal import RequestRecord
+from modelyard.records.journal import RequestRecord, Sent
 
 SYNC_INTERVAL_S = 1.0
 
@@ -27,6 +29,7 @@ class JournalWriter:
         self.worker = secrets.token_hex(4)
         self.sequence = 1
         self.failed = 0
+        self._sent = 0
         self._unsynced = False
         self._torn = False
         self._descriptor = -1
@@ -39,13 +42,15 @@ class JournalWriter:
         self.sequence += 1
         if self._descriptor < 0:
             return
-        line = encode(record) + b"\n"
         try:
-            if self._torn or os.write(self._descriptor, line) != len(line):
-                self._write_after_tear(line)
-            self._unsynced = True
+            self._append(encode(record) + b"\n")
         except OSError as error:
             self._lost(record, error.strerror or str(error))
+
+    def _append(self, line: bytes) -> None:
+        if self._torn or os.write(self._descriptor, line) != len(line):
+            self._write_after_tear(line)
+        self._unsynced = True
 
     def _write_after_tear(self, line: bytes) -> None:
         """Less than a line was written, just now or before: end that line, then write this one whole or not at all."""
@@ -61,17 +66,34 @@ class JournalWriter:
         with contextlib.suppress(OSError):
             print(f"error: journal: {cause}: request {record.request_id} is not recorded", flush=True)
 
-    async def sync_forever(self) -> None:
-        """Ask the disk once a second, off the event loop."""
+    async def sync_forever(self, is_sent: Callable[[], bool]) -> None:
+        """Ask the disk once a second, off the event loop. `is_sent` tells whether every answer that has ended is with
+        the kernel."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(SYNC_INTERVAL_S)
+            if self.sequence - 1 > self._sent:
+                written = self.sequence - 1
+                # What is written in a turn of the loop goes to the kernel at the end of that turn, or of the next.
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                if is_sent():
+                    self.note_sent(written)
             if self._unsynced:
                 self._unsynced = False
                 await loop.run_in_executor(None, self._sync)
 
-    def close(self) -> None:
+    def note_sent(self, sequence: int) -> None:
+        """The answers of all records up to `sequence` are on their way."""
+        self._sent = sequence
         if self._descriptor >= 0:
+            with contextlib.suppress(OSError):
+                self._append(encode(Sent(worker=self.worker, sequence=sequence, at=time.time())) + b"\n")
+
+    def close(self, *, is_sent: bool = False) -> None:
+        if self._descriptor >= 0:
+            if is_sent and self.sequence - 1 > self._sent:
+                self.note_sent(self.sequence - 1)
             self._sync()
             os.close(self._descriptor)
             self._descriptor = -1

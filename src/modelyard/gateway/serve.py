@@ -76,7 +76,7 @@ async def _serve(
     service = Service(Worker(journal, Keyring(), wire))
     service.worker.pressure = pressure
     tasks = prepare(service)
-    tasks += [loop.create_task(service.sweep_forever()), loop.create_task(journal.sync_forever())]
+    tasks += [loop.create_task(service.sweep_forever()), loop.create_task(journal.sync_forever(service.is_sent))]
     certificates = Certificates(tls) if tls is not None else None
     if certificates is not None:
         tasks.append(loop.create_task(certificates.follow_forever()))
@@ -96,10 +96,10 @@ async def _serve(
     await _until_stopped(stop, tasks)
     listening.cancel()
     accepting.pause()
-    await service.drain(DRAIN_GRACE_S)
+    is_sent = await service.drain(DRAIN_GRACE_S)
     for task in (*tasks, trimming):
         task.cancel()
-    journal.close()
+    journal.close(is_sent=is_sent)
 
 
 async def _accept_forever(accepting: Accepting, pressure: Pressure) -> None:

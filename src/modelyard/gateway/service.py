@@ -86,8 +86,13 @@ class Service:
             await asyncio.sleep(SWEEP_INTERVAL_S)
             self.sweep(time.monotonic() - due)
 
-    async def drain(self, grace_s: float) -> None:
-        """Finish what is under way, start nothing new on idle connections; at the deadline tell the rest and end."""
+    def is_sent(self) -> bool:
+        """Whether the answers that have ended are with the kernel: no reader is so slow that the end of one waits."""
+        return not any(connection.holds_an_end() for connection in self._connections.open)
+
+    async def drain(self, grace_s: float) -> bool:
+        """Finish what is under way, start nothing new on idle connections; at the deadline tell the rest and end.
+        Whether every answer was sent to its end."""
         self.worker.draining = True
         for connection in list(self._connections.open):
             connection.close()
@@ -95,8 +100,10 @@ class Service:
         for connection in list(self._connections.open):
             connection.stop()
         await self._quiet_within(FLUSH_S)
+        is_sent = self.is_sent()
         for connection in list(self._connections.open):
             connection.abort()
+        return is_sent
 
     async def _quiet_within(self, grace_s: float) -> None:
         with contextlib.suppress(TimeoutError):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from modelyard.records.base import Record, UnreadableRecord, decode
-from modelyard.records.journal import RequestRecord, within
+import msgspec
+
+from modelyard.records.base import Record
+from modelyard.records.journal import RequestRecord, Sent, within
 
 # Bounds the memory of one step; a record is a few hundred bytes.
 STEP_BYTES = 4 * 1024 * 1024
@@ -18,17 +20,20 @@ class Checkpoint(Record, tag_field="schema", tag="checkpoint/v1"):
     offsets: dict[str, int]
 
 
+_decoder = msgspec.json.Decoder[RequestRecord | Sent](RequestRecord | Sent)
 BEGINNING = Checkpoint(offsets={})
 
 
 class Step(Record):
     """What one read brought. `unreadable` counts lines that hold no record of this version; `checkpoint` is where the
-    next step goes on; `more` says that it will find more already."""
+    next step goes on; `more` says that it will find more already. `sent` says for workers up to which of their records
+    answers were on their way."""
 
     records: tuple[RequestRecord, ...]
     unreadable: int
     checkpoint: Checkpoint
     more: bool
+    sent: tuple[Sent, ...] = ()
 
 
 def read_journal(folder: Path, after: Checkpoint = BEGINNING, *, step_bytes: int = STEP_BYTES) -> Step:
@@ -38,6 +43,7 @@ def read_journal(folder: Path, after: Checkpoint = BEGINNING, *, step_bytes: int
     checkpoint; a file shorter than its checkpoint was replaced and is read from its beginning. A line longer than
     `step_bytes` is nothing of ours and is passed over."""
     records: list[RequestRecord] = []
+    sent: list[Sent] = []
     unreadable, offsets, more, room = 0, dict[str, int](), False, step_bytes
     for path in sorted(folder.glob("*.ndjson")):
         start, data, limited = _read(path, after.offsets.get(path.name, 0), room)
@@ -46,13 +52,17 @@ def read_journal(folder: Path, after: Checkpoint = BEGINNING, *, step_bytes: int
             whole, unreadable = data, unreadable + 1
         for line in whole.split(b"\n")[:-1]:
             whole_record = within(line)
-            record = _decoded(whole_record)
-            records += [record] if record else []
+            record = _found(whole_record)
+            if isinstance(record, RequestRecord):
+                records.append(record)
+            elif record is not None:
+                sent.append(record)
             unreadable += record is None or len(whole_record) < len(line)
         offsets[path.name] = start + len(whole)
         room -= len(whole)
         more = more or limited
-    return Step(records=tuple(records), unreadable=unreadable, checkpoint=Checkpoint(offsets=offsets), more=more)
+    checkpoint = Checkpoint(offsets=offsets)
+    return Step(records=tuple(records), unreadable=unreadable, checkpoint=checkpoint, more=more, sent=tuple(sent))
 
 
 def _read(path: Path, start: int, room: int) -> tuple[int, bytes, bool]:
@@ -67,12 +77,13 @@ def _read(path: Path, start: int, room: int) -> tuple[int, bytes, bool]:
 
 
 def record_of(line: bytes) -> RequestRecord | None:
-    """The line's record. A write that a full disk cut short has the next record on its line: that one is whole."""
-    return _decoded(within(line))
+    """The line's record, as `within` finds it; None where there is none of this version."""
+    found = _found(within(line))
+    return found if isinstance(found, RequestRecord) else None
 
 
-def _decoded(line: bytes) -> RequestRecord | None:
+def _found(line: bytes) -> RequestRecord | Sent | None:
     try:
-        return decode(line, RequestRecord)
-    except UnreadableRecord:
+        return _decoder.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None

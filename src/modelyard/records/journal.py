@@ -14,12 +14,12 @@ UsageSource = Literal["engine", "estimated", "none"]
 
 
 # No string inside a JSON text can hold these bytes: its quotes would be escaped.
-_RECORD_START = b'{"schema":"request/'
+_STARTS = (b'{"schema":"request/', b'{"schema":"sent/')
 
 
 def within(line: bytes) -> bytes:
     """The record on a line. A write that a full disk cut short has the next record on its line: that one is whole."""
-    return line[max(0, line.rfind(_RECORD_START)) :]
+    return line[max(0, *(line.rfind(start) for start in _STARTS)) :]
 
 
 class Attempt(Record):
@@ -75,3 +75,13 @@ class RequestRecord(Record, tag_field="schema", tag="request/v1", kw_only=False)
     resumed: int = 0
     trace_parent: str = ""
     admitted: Admitted | None = None
+
+
+class Sent(Record, tag_field="schema", tag="sent/v1"):
+    """A line between the records: of every record up to `sequence`, the last bytes were with the kernel (or the client
+    was gone) when this was written, at `at` (Unix seconds). Of a gateway that was killed, what stands behind the last
+    such line may be an answer whose end never came."""
+
+    worker: str
+    sequence: int
+    at: float
