@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from modelyard.gateway.heads import head
+from modelyard.records.decision import Admitted
 
 Shape = Literal["openai", "anthropic"]
 _ANTHROPIC_KINDS = {
@@ -25,7 +26,10 @@ _ANTHROPIC_KINDS = {
 
 class Refusal(Exception):
     """A request that ends with `status` and an error. `close` also ends the connection; `fields` are more header
-    fields, names and values."""
+    fields, names and values. `admitted` is the
+    decision of the door, where that refused."""
+
+    admitted: Admitted | None = None
 
     def __init__(
         self,

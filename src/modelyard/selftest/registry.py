@@ -9,6 +9,7 @@ from modelyard.errors import UsageError
 from modelyard.selftest.row import Row
 from modelyard.selftest.rows import (
     budgets,
+    canaries,
     client_leaves,
     injected_text,
     kills,
@@ -26,6 +27,7 @@ from modelyard.selftest.rows import (
 
 MODULES = (
     budgets,
+    canaries,
     client_leaves,
     injected_text,
     kills,
