@@ -376,3 +376,18 @@ def test_exclusion_is_a_value(tmp_path: Path) -> None:
     two.dies(0)
     assert before.excluded == frozenset()
     assert exchange.asking == msgspec.structs.replace(before, excluded=frozenset({"r0"}))
+
+
+def test_a_replica_that_was_started_anew_is_asked_again(tmp_path: Path) -> None:
+    two = Two(tmp_path)
+    two.ask()
+    two.dies(0)
+    assert two.asked() == [0, 1]
+    shape = two.admission.deployment
+    anew = tuple(msgspec.structs.replace(one, launch="anew") if one.name == "r0" else one for one in shape.replicas)
+    two.world.apply(msgspec.structs.replace(shape, replicas=anew))
+    two.engines[0] = two.world.engine("r0")
+    two.dies(1)
+    assert two.asked() == [0]
+    two.says(0, WHOLE)
+    assert two.told()[0] == 200

@@ -83,6 +83,7 @@ class Exchange:
     trace_id = trace_parent = ""
     trace_lines = b""
     tried: tuple[Tried, ...] = ()
+    failed: tuple[Seats, ...] = ()
     resumed = 0
 
     def __init__(self, worker: Worker, client: Client, request: Request) -> None:
@@ -231,20 +232,28 @@ class Exchange:
         """Nothing reached the client, so nothing can happen twice. What was not even sent costs nothing to try."""
         admission = self.admission
         assert admission is not None
-        if not admission.has_other(self.asking.excluded | {attempt.seats.replica.name}):
+        if not admission.has_other(self._failed_by(attempt)):
             return False
         if failure.kind == "unconnected":
             return True
         sent = sum(one.kind != "refused" for one in self.tried) + 1
         return sent < admission.deployment.policy.failover.sendings and admission.take_retry(now())
 
+    def _failed_by(self, attempt: Attempt) -> frozenset[str]:
+        """The replicas whose present launch has failed this request: one that was started anew may be asked again."""
+        assert self.admission is not None
+        present = self.admission.seats
+        failed = (*self.failed, attempt.seats)
+        return frozenset([one.replica.name for one in failed if present.get(one.replica.name) is one])
+
     def _retry(self, attempt: Attempt, failure: Failure) -> None:
         """Give the seat back and ask for one elsewhere."""
-        admission, replica = self.admission, attempt.seats.replica
+        admission = self.admission
         assert admission is not None
         self._note(attempt, failure)
         self.attempt = None
-        self.asking = msgspec.structs.replace(self.asking, excluded=self.asking.excluded | {replica.name})
+        self.asking = msgspec.structs.replace(self.asking, excluded=self._failed_by(attempt))
+        self.failed = (*self.failed, attempt.seats)
         admission.leave(attempt.seats, _FAILED, self.asking)
         try:
             self._enter(admission)
@@ -353,7 +362,7 @@ class Exchange:
 
     def _move_on(self, attempt: Attempt, admission: Admission, limit_s: float) -> None:
         """The first token is late: another replica is asked if one is free, else this one has all the time it needs."""
-        if not attempt.over and admission.has_free(self.asking.excluded | {attempt.seats.replica.name}):
+        if not attempt.over and admission.has_free(self._failed_by(attempt)):
             attempt.fail("late", f"no first token within {limit_s:g} s")
 
     # The end.
