@@ -1,4 +1,4 @@
-"""A door under load, simulated: engines that hold a seat for a fixed time, Poisson arrivals, no clock but the events'."""
+"""A door under load, simulated: a seat is held for a fixed time, arrivals are Poisson, time is that of the events."""
 
 from __future__ import annotations
 
