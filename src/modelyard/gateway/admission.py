@@ -21,7 +21,6 @@ from modelyard.gateway.breaker import CLOSED, probed, stepped
 from modelyard.gateway.budget import Budget
 from modelyard.gateway.entry import admit, retry_after_s
 from modelyard.gateway.fair_queue import FairQueue
-from modelyard.gateway.limits import DOOR
 from modelyard.gateway.refusals import Refusal, unavailable
 from modelyard.gateway.seats import Seats
 from modelyard.gateway.shares import Shares
@@ -282,7 +281,7 @@ class Admission:
         if len(self.shares) < 2:
             return True
         places = self._places()
-        reserved = min(DOOR.reserved_most, int(places * self.deployment.policy.reserved_seats))
+        reserved = int(places * self.deployment.policy.reserved_seats)
         if not reserved or self.shares.is_below(asking.key_id, places):
             return True
         taken = sum([min(one.in_flight, one.replica.max_in_flight) for one in self.seats.values()])
