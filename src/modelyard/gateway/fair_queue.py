@@ -220,15 +220,16 @@ class FairQueue(Generic[T]):
         return len(lane.by_share) if lane is not None else 0
 
     def ahead(self, asking: Asking) -> int:
-        """How many tickets a newcomer has before it, about: all of higher lanes, and of each other key of its own lane
-        as many as of its own key, which is what fairness comes to where requests cost alike."""
+        """How many tickets a newcomer has before it, about: of each other key of its own lane as many as of its own
+        key, which is what fairness comes to where requests cost alike; of higher lanes all, or as many as may pass."""
         above = sum(lane.waiting for priority, lane in self._lanes.items() if priority > asking.priority)
         lane = self._lanes.get(asking.priority)
-        if lane is None:
-            return above
-        own = self.held(asking)
-        others = len(lane.by_share) - (1 if own else 0)
-        return above + own + min(lane.waiting - own, (own + 1) * others)
+        within = 0
+        if lane is not None:
+            own = self.held(asking)
+            others = len(lane.by_share) - (1 if own else 0)
+            within = own + min(lane.waiting - own, (own + 1) * others)
+        return within + min(above, (within + 1) * DOOR.passes)
 
     def _outweighs(self, lane: _Lane[T], key_id: str, asking: Asking) -> bool:
         """Whether the share of `key_id` is larger than the newcomer's would be."""
