@@ -100,6 +100,11 @@ class StateDirectory:
         return self.root / "yard.json"
 
     @property
+    def gateways(self) -> Path:
+        """The gateway's processes, and how the last reload ended: written by yard."""
+        return self.root / "gateways.json"
+
+    @property
     def yard_lock(self) -> Path:
         """Held by the running yard for as long as it lives."""
         return self.root / "yard.lock"

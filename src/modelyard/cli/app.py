@@ -22,6 +22,7 @@ from modelyard.cli.mistakes import explained
 from modelyard.cli.options import Json
 from modelyard.cli.output import complain, print_json, say
 from modelyard.cli.plan import plan, schema
+from modelyard.cli.reload import reload
 from modelyard.cli.status import restart, status, verify
 from modelyard.cli.up import up
 from modelyard.errors import ModelyardError
@@ -52,7 +53,22 @@ def version(json: Json = False) -> None:
         say(f"modelyard {__version__} (Python {platform.python_version()})")
 
 
-VERBS = (up, down, status, doctor, logs, chat, plan, verify, restart, gateway, schema, completion_of(app), version)
+VERBS = (
+    up,
+    down,
+    status,
+    doctor,
+    logs,
+    chat,
+    plan,
+    verify,
+    restart,
+    reload,
+    gateway,
+    schema,
+    completion_of(app),
+    version,
+)
 for verb in VERBS:
     app.command()(verb)
 app.add_typer(models.app, name="models")

@@ -52,6 +52,7 @@ def up(
     engine: Annotated[str | None, typer.Option(help="Engine, in place of the planned one.")] = None,
     host: Annotated[str | None, typer.Option(help="Where clients connect; beyond loopback TLS is demanded.")] = None,
     port: Annotated[int | None, typer.Option(help="Port for clients; 0 takes a free one.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=64, help="Gateway processes on the one port.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Serve HTTPS with this certificate (PEM).")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
     insecure_listen: Annotated[
@@ -65,7 +66,7 @@ def up(
     deployments are added to it. Ctrl-C stops what this command started: running requests finish, unless it is pressed
     again.
     """
-    asked = _asked_gateway(host, port, tls_cert, tls_key)
+    asked = _asked_gateway(host, port, workers, tls_cert, tls_key)
     choice = choose(what, Path())
     file = _wanted_file(choice, name, engine, asked)
     state, settings = state_directory(), settings_module.load()
@@ -119,12 +120,14 @@ def _checked_name(name: str) -> str:
         raise UsageError(f"{name!r} cannot be a deployment's name", hint=hint) from error
 
 
-def _asked_gateway(host: str | None, port: int | None, cert: Path | None, key: Path | None) -> dict[str, Any]:
+def _asked_gateway(
+    host: str | None, port: int | None, workers: int | None, cert: Path | None, key: Path | None
+) -> dict[str, Any]:
     """What the options say about the gateway, and nothing that they leave to the file."""
     if (cert is None) != (key is None):
         raise UsageError("TLS needs both files", hint="give --tls-cert and --tls-key")
     tls = Tls(cert=str(cert.absolute()), key=str(key.absolute())) if cert is not None and key is not None else None
-    asked = {"host": host, "port": port, "tls": tls}
+    asked = {"host": host, "port": port, "workers": workers, "tls": tls}
     return {name: value for name, value in asked.items() if value is not None}
 
 

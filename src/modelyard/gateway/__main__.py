@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import socket
 from pathlib import Path
 
@@ -18,6 +19,7 @@ def main() -> None:
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--listen-fd", type=int, required=True)
     parser.add_argument("--lifeline-fd", type=int, required=True)
+    parser.add_argument("--ready-fd", type=int, help="where to say by one byte that it serves")
     parser.add_argument("--tls-cert", type=Path)
     parser.add_argument("--tls-key", type=Path)
     chosen = parser.parse_args()
@@ -31,7 +33,20 @@ def main() -> None:
 
     sock = socket.socket(fileno=chosen.listen_fd)
     sock.setblocking(False)
-    serve.run(sock, state.journal, follow, tls=tls, lifeline=chosen.lifeline_fd)
+    serve.run(
+        sock,
+        state.journal,
+        follow,
+        tls=tls,
+        lifeline=chosen.lifeline_fd,
+        on_listening=lambda: _tell_ready(chosen.ready_fd),
+    )
+
+
+def _tell_ready(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.write(descriptor, b".")
+        os.close(descriptor)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ def run(
     lifeline: int | None = None,
     on_listening: Callable[[], None] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT (then drain), or until the lifeline ends (then at once).
+    """Serve until SIGTERM or SIGINT (then drain), until SIGUSR1 (another process serves the socket now: step aside), or
+    until the lifeline ends (then at once). A signal after the first one cuts the draining short, a third ends at once.
 
     `prepare` fills the service and returns the tasks that keep it up to date."""
     raise_descriptor_limit()
@@ -66,9 +67,10 @@ async def _serve(
     service = Service(Worker(journal, Keyring()))
     tasks = prepare(service)
     tasks += [loop.create_task(service.sweep_forever()), loop.create_task(journal.sync_forever())]
-    stop = asyncio.Event()
+    ending = _Ending()
     for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, _stop_or_exit, stop)
+        loop.add_signal_handler(name, ending.stop)
+    loop.add_signal_handler(signal.SIGUSR1, ending.step_aside)
     if lifeline is not None:
         watch_lifeline(loop, lifeline)
     server = await loop.create_server(
@@ -82,9 +84,13 @@ async def _serve(
     trimming = loop.create_task(_give_memory_back_forever())
     if on_listening is not None:
         on_listening()
-    await _until_stopped(stop, tasks)
-    server.close()
-    await service.drain(DRAIN_GRACE_S)
+    await _until_stopped(ending.asked, tasks)
+    if ending.is_replaced:
+        server.close()
+        await service.step_aside(DRAIN_GRACE_S, ending.hurry)
+    else:
+        await service.drain(DRAIN_GRACE_S, ending.hurry)
+        server.close()
     for task in (*tasks, trimming):
         task.cancel()
     journal.close()
@@ -124,8 +130,23 @@ async def _give_memory_back_forever() -> None:
         trim(0)
 
 
-def _stop_or_exit(stop: asyncio.Event) -> None:
-    """The first signal drains; the second one means now."""
-    if stop.is_set():
-        raise SystemExit(130)
-    stop.set()
+class _Ending:
+    """What the signals so far ask for."""
+
+    def __init__(self) -> None:
+        self.asked, self.hurry = asyncio.Event(), asyncio.Event()
+        self.is_replaced = False
+        self._stops = 0
+
+    def stop(self) -> None:
+        self._stops += 1
+        if self._stops > 2:
+            raise SystemExit(130)
+        if self._stops > 1:
+            self.hurry.set()
+        self.asked.set()
+
+    def step_aside(self) -> None:
+        if not self.asked.is_set():
+            self.is_replaced = True
+            self.asked.set()

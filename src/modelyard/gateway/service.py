@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from modelyard.errors import UsageError
 from modelyard.gateway.admission import Admission
 from modelyard.gateway.client import ClientConnection, Connections
 from modelyard.gateway.keyring import KeyLog
+from modelyard.gateway.late import LateConnection
 from modelyard.gateway.upstream import parse_address
 from modelyard.gateway.worker import Worker
 from modelyard.records.base import UnreadableRecord, decode
@@ -21,6 +21,9 @@ from modelyard.records.topology import Deployment, Topology
 FOLLOW_INTERVAL_S = 0.1
 SWEEP_INTERVAL_S = 0.5
 FLUSH_S = 1.0
+# A client that works asks again within this time, and is told in the answer that its connection ends.
+IDLE_PATIENCE_S = 5.0
+LOOK_EVERY_S = 0.1
 
 
 class Service:
@@ -29,9 +32,12 @@ class Service:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self._connections = Connections()
+        self._is_ending = False
 
-    def connection(self) -> ClientConnection:
+    def connection(self) -> ClientConnection | LateConnection:
         """The protocol of a client that has just connected."""
+        if self._is_ending:
+            return LateConnection()
         return ClientConnection(self.worker, self._connections)
 
     # What changes from outside.
@@ -79,21 +85,47 @@ class Service:
             await asyncio.sleep(SWEEP_INTERVAL_S)
             self.sweep()
 
-    async def drain(self, grace_s: float) -> None:
-        """Finish what is under way, start nothing new on idle connections; at the deadline tell the rest and end."""
-        self.worker.draining = True
+    # The end.
+
+    async def drain(self, grace_s: float, hurry: asyncio.Event) -> None:
+        """Nobody takes over: finish what is under way, tell whoever comes now to come again. At the deadline, or when
+        `hurry` is set, tell the rest and end."""
+        self.worker.draining = self._is_ending = True
         for connection in list(self._connections.open):
             connection.close()
-        await self._quiet_within(grace_s)
+        await self._quiet_within(grace_s, hurry)
+        await self._end()
+
+    async def step_aside(self, grace_s: float, hurry: asyncio.Event) -> None:
+        """Another process serves the socket now: finish what is under way, and end connections between two requests,
+        where that can be said in an answer. One that asks nothing for IDLE_PATIENCE_S is closed."""
+        self.worker.draining = True
+        for connection in list(self._connections.open):
+            if connection.exchange is not None and not connection.exchange.first_byte_at:
+                connection.exchange.request.keep_alive = False
+        deadline = time.monotonic() + grace_s
+        idle_since: dict[ClientConnection, float] = {}
+        while self._connections.open and not hurry.is_set() and (now := time.monotonic()) < deadline:
+            for connection in list(self._connections.open):
+                if connection.exchange is not None or connection.receiving is not None:
+                    idle_since.pop(connection, None)
+                elif now - idle_since.setdefault(connection, now) >= IDLE_PATIENCE_S:
+                    connection.close()
+            await self._quiet_within(LOOK_EVERY_S, hurry)
+        await self._end()
+
+    async def _end(self) -> None:
         for connection in list(self._connections.open):
             connection.stop()
-        await self._quiet_within(FLUSH_S)
+        await self._quiet_within(FLUSH_S, asyncio.Event())
         for connection in list(self._connections.open):
             connection.abort()
 
-    async def _quiet_within(self, grace_s: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._connections.quiet.wait(), grace_s)
+    async def _quiet_within(self, grace_s: float, hurry: asyncio.Event) -> None:
+        waiting = [asyncio.ensure_future(event.wait()) for event in (self._connections.quiet, hurry)]
+        await asyncio.wait(waiting, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
+        for one in waiting:
+            one.cancel()
 
 
 class Follower:

@@ -75,6 +75,7 @@ class Gateway(Record, forbid_unknown_fields=True):
     ] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")] = 8000
     tls: Annotated[Tls | None, Meta(description="Serve HTTPS with this certificate.")] = None
+    workers: Annotated[int, Meta(ge=1, le=64, description="Gateway processes that share the port.")] = 1
 
 
 class Deployment(Record, forbid_unknown_fields=True):
