@@ -113,7 +113,7 @@ def main(names: list[str]) -> int:
     bad = 0
     for one in [engine(name) for name in names] or engines():
         for requirements in builds(one):
-            if not requirements.packages:
+            if not requirements.packages or requirements.pinned_here:
                 continue
             text = lock(requirements, one.name)
             file = FOLDER / f"{one.name}-{requirements.build}.txt"

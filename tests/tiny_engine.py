@@ -1,6 +1,6 @@
 """The command line with one more engine, `tiny`, whose wheels are made on the spot: run by path, as `modelyard` is.
 
-MODELYARD_TEST_REQUIREMENTS holds its Requirements as JSON."""
+MODELYARD_TEST_REQUIREMENTS holds its Requirements as JSON, MODELYARD_TEST_GPU_BUILDS those of its other builds."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from modelyard.engines.fake import FakeAdapter
 class Tiny(FakeAdapter):
     name = "tiny"
     requirements = msgspec.json.decode(os.environ["MODELYARD_TEST_REQUIREMENTS"], type=Requirements)
+    gpu_builds = msgspec.json.decode(os.environ.get("MODELYARD_TEST_GPU_BUILDS", "[]"), type=tuple[Requirements, ...])
 
 
 def tiny() -> Engine:

@@ -47,6 +47,11 @@ class StateDirectory:
         return self.root / "environments"
 
     @property
+    def locks(self) -> Path:
+        """Locks of engines' builds that were made here, from an index that the operator named."""
+        return self.root / "locks"
+
+    @property
     def package_cache(self) -> Path:
         """What uv has fetched for environments, on their own disk so that files are linked: node.package_cache."""
         return self.root / "package-cache" / "uv"
@@ -65,6 +70,11 @@ class StateDirectory:
     def conformance(self) -> Path:
         """What the conformance kit last found, one file per engine: verify.conformance."""
         return self.root / "conformance"
+
+    @property
+    def selftest(self) -> Path:
+        """What each row of the self-test last found, one file per row and form: selftest."""
+        return self.root / "selftest"
 
     @property
     def journal(self) -> Path:
@@ -118,6 +128,12 @@ class StateDirectory:
     def rendezvous(self) -> Path:
         """The unix socket that yard owns, shims dial, and control accepts on."""
         return self.sockets / "shims.sock"
+
+    @property
+    def admission(self) -> Path:
+        """The unix socket of the gateway worker that owns admission, where there are several; beside it the lock that
+        says who that is."""
+        return self.sockets / "admission.sock"
 
     @property
     def rates(self) -> Path:

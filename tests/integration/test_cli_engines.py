@@ -216,3 +216,47 @@ def test_a_large_one_is_asked_for_where_somebody_can_answer(
 def test_a_small_one_is_not_asked_for(command: Command) -> None:
     code, shown = on_a_terminal(command, "engines", "install", "tiny", answer=b"")
     assert code == 0 and "Install it?" not in shown
+
+
+ROCM = ("engines", "install", "tiny", "--build", "rocm", "--yes")
+
+
+@pytest.fixture
+def rocm(command: Command, requirements: Requirements, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine has one more build, whose wheels are on no index that locks are made from."""
+    build = msgspec.structs.replace(requirements, build="rocm", lock="", local_builds=("tinyengine",), pinned_here=True)
+    monkeypatch.setenv("MODELYARD_TEST_GPU_BUILDS", msgspec.json.encode([build]).decode())
+
+
+@pytest.mark.usefixtures("rocm")
+def test_a_build_without_a_lock_is_pinned_from_the_operators_index_first(
+    command: Command, counted: Counted, state: StateDirectory
+) -> None:
+    unpinned = command(*ROCM)
+    assert unpinned.code == 3 and "modelyard engines pin tiny --build rocm" in unpinned.err
+    foreign = command("engines", "pin", "tiny", "--build", "rocm")
+    assert foreign.code == 3 and "the index has tinyengine 1.0, and that is no build for rocm" in foreign.err
+    wheel(counted.folder, "tinyengine", "1.0+rocm721")
+    pinned = command("engines", "pin", "tiny", "--build", "rocm", check=True).out
+    assert pinned.startswith("2 packages of tiny (rocm) are pinned in\n")
+    assert "tinyengine==1.0+rocm721 \\\n    --hash=sha256:" in (state.locks / "tiny-rocm.txt").read_text()
+    assert CREDENTIALS not in (state.locks / "tiny-rocm.txt").read_text()
+    assert command(*ROCM, "--json", check=True).value["build"] == "rocm"
+    shown = next(one for one in command("engines", "list", "--json", check=True).value if one["name"] == "tiny")
+    assert [one.get("installed") is not None for one in shown["builds"]] == [False, True]
+    assert command("engines", "doctor", "tiny").code == 0
+
+
+@pytest.mark.usefixtures("rocm")
+def test_what_was_pinned_is_all_that_is_installed(command: Command, counted: Counted, state: StateDirectory) -> None:
+    wheel(counted.folder, "tinyengine", "1.0+rocm721")
+    command("engines", "pin", "tiny", "--build", "rocm", check=True)
+    wheel(counted.folder, "tinyengine", "1.0+rocm721", code="import os  # somebody else's\n")
+    refused = command(*ROCM)
+    assert refused.code == 3 and "is not the one that the lock names" in refused.err
+    assert [path for path in state.environments.iterdir() if path.is_dir()] == []
+
+
+def test_a_build_that_comes_with_a_lock_is_not_pinned_anew(command: Command) -> None:
+    ended = command("engines", "pin", "tiny")
+    assert ended.code == 2 and "tiny for cpu comes with a lock" in ended.err

@@ -4,33 +4,16 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from cards import SMOLLM2
 
 from modelyard.engines.registry import engine, engines
 from modelyard.errors import CannotPlan
 from modelyard.hardware.machine import Machine
-from modelyard.models.card import Card
 from modelyard.planning.conversion import needed
 from modelyard.planning.plan import plan
 from modelyard.records.plan import Artifact
 from modelyard.spec.deployment import Deployment
 
-CARD = Card(
-    format="gguf",
-    architecture="llama",
-    name="SmolLM2 135M",
-    layers=30,
-    hidden=576,
-    heads=9,
-    kv_heads=3,
-    head_dim=64,
-    value_dim=64,
-    vocabulary=49152,
-    context_tokens=8192,
-    parameters=134_515_008,
-    weight_bytes={"Q4_1": 66_355_200, "Q8_0": 30_081_024, "F32": 140_544},
-    kv_values_per_token=30 * 3 * 128,
-    quantisation="Q4_1",
-)
 GGUF = Artifact(
     name="smollm2",
     format="gguf",
@@ -51,11 +34,11 @@ def wanted(name: str = "auto") -> Deployment:
 
 
 def test_an_engine_that_takes_the_file_as_it_is_needs_nothing_made() -> None:
-    assert needed(wanted(), GGUF, CARD, MACHINE, engines()) is None
+    assert needed(wanted(), GGUF, SMOLLM2, MACHINE, engines()) is None
 
 
 def test_asking_for_an_engine_that_does_not_take_it_needs_its_own_form() -> None:
-    need = needed(wanted(CONVERTING.name), GGUF, CARD, MACHINE, engines())
+    need = needed(wanted(CONVERTING.name), GGUF, SMOLLM2, MACHINE, engines())
     assert need is not None
     assert need.engine.name == CONVERTING.name
     assert need.artifact.format in CONVERTING.capabilities.formats
@@ -65,7 +48,7 @@ def test_asking_for_an_engine_that_does_not_take_it_needs_its_own_form() -> None
 
 
 def test_what_it_will_be_can_be_planned_before_it_is_made() -> None:
-    need = needed(wanted(CONVERTING.name), GGUF, CARD, MACHINE, engines())
+    need = needed(wanted(CONVERTING.name), GGUF, SMOLLM2, MACHINE, engines())
     assert need is not None
     (replica,) = plan(wanted(CONVERTING.name), need.artifact, need.card, MACHINE, engines()).replicas
     assert replica.engine == CONVERTING.name
@@ -74,17 +57,17 @@ def test_what_it_will_be_can_be_planned_before_it_is_made() -> None:
 
 def test_it_is_not_made_for_a_machine_that_could_not_run_it() -> None:
     old = msgspec.structs.replace(MACHINE, isa=())
-    assert needed(wanted(CONVERTING.name), GGUF, CARD, old, engines()) is None
+    assert needed(wanted(CONVERTING.name), GGUF, SMOLLM2, old, engines()) is None
 
 
 def test_what_no_engine_takes_directly_goes_to_the_first_that_converts_it() -> None:
-    in_f32 = msgspec.structs.replace(CARD, weight_bytes={"F32": 4 * 134_515_008}, quantisation="F32")
+    in_f32 = msgspec.structs.replace(SMOLLM2, weight_bytes={"F32": 4 * 134_515_008}, quantisation="F32")
     need = needed(wanted(), GGUF, in_f32, MACHINE, (engine("openvino"), CONVERTING))
     assert need is not None and need.engine.name == CONVERTING.name
 
 
 def test_an_architecture_that_is_not_converted_is_named_by_the_plan() -> None:
-    strange = msgspec.structs.replace(CARD, architecture="gemma3")
+    strange = msgspec.structs.replace(SMOLLM2, architecture="gemma3")
     deployment = wanted(CONVERTING.name)
     assert needed(deployment, GGUF, strange, MACHINE, engines()) is None
     with pytest.raises(CannotPlan, match=r"it converts llama, qwen2, qwen3, not gemma3"):

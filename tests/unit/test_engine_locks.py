@@ -19,7 +19,7 @@ from modelyard.errors import UsageError
 
 DIGEST = "0123456789abcdef" * 4
 LOCK_FILES = sorted((Path(modelyard.__file__).parent / "engines" / "locks").glob("*.txt"))
-LOCKED = [(one, needs) for one in engines() for needs in builds(one) if needs.packages]
+LOCKED = [(one, needs) for one in engines() for needs in builds(one) if needs.packages and not needs.pinned_here]
 
 names = st.from_regex(r"[a-z0-9]+(-[a-z0-9]+)*", fullmatch=True)
 versions = st.from_regex(r"[0-9]{1,3}(\.[0-9]{1,3}){0,3}(\+cpu)?", fullmatch=True)

@@ -37,6 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("observe", "verify"),
     ("optimise", "targets"),
     ("control", "fronts"),
+    ("selftest",),
     ("yard", "cli", "console"),
 )
 # Within the first row, the error tree is what the rest of the row speaks.
@@ -51,6 +52,8 @@ OUTSIDE: dict[str, set[str]] = {
     "programs": set(),
     "testing": {"errors", "clock", "records", "programs"},
 }
+# The campaigns that we ship start what we ship to misbehave.
+USES_FAKES = {"selftest"}
 ENGINE_MODULES = {
     "openvino": {"openvino", "openvino_genai", "openvino_tokenizers"},
     "llamacpp": {"xllamacpp"},
@@ -60,6 +63,7 @@ ENGINE_MODULES = {
 
 # Where an error of any kind ends because nobody is left to tell: (module, function) -> why.
 OUTERMOST_BORDERS: dict[tuple[str, str], str] = {
+    ("modelyard.selftest.running", "_tried"): "a row that breaks is red, and the rows after it are tried",
     ("modelyard.programs.http1", "_run"): "one request must not end the engine's server",
     ("modelyard.programs.llamacpp_engine", "main"): "names the cause in the log, then the process ends",
     ("modelyard.programs.openvino_stepper", "main"): "names the cause in the log, then the process ends",
@@ -114,7 +118,7 @@ def may_import(importer: str, imported: str) -> bool:
     if importer in OUTSIDE:
         return imported in OUTSIDE[importer]
     if imported in OUTSIDE:
-        return False
+        return imported == "testing" and importer in USES_FAKES
     rows = {part: row for row, parts in enumerate(LAYERS) for part in parts}
     if importer == "__main__":
         return imported == "cli"
@@ -154,6 +158,9 @@ def test_each_layer_imports_only_layers_above_it() -> None:
         ("testing", "records", True),
         ("testing", "gateway", False),
         ("engines", "testing", False),
+        ("selftest", "testing", True),
+        ("selftest", "programs", False),
+        ("control", "selftest", False),
     ],
 )
 def test_the_table_says_who_may_import_whom(importer: str, imported: str, allowed: bool) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from cards import SMOLLM2
 
 from modelyard.engines.contract import Addresses, EngineMetrics, ExitReport, Installed, LaunchSpec, Progress
 from modelyard.engines.llamacpp import CONFIG_NAME, PROGRAM, SOCKET_NAME, LlamaCpp
 from modelyard.engines.sizing import BadSetting, Room, SettingValue, Sized
-from modelyard.models.card import Card
 from modelyard.records.plan import Artifact, ReplicaPlan
 from programs import load_program
 
@@ -181,24 +181,6 @@ def test_metrics_are_read_under_llama_cpps_own_names() -> None:
 def test_what_the_engine_does_not_say_stays_absent() -> None:
     assert ENGINE.read_metrics("") == EngineMetrics()
     assert ENGINE.read_metrics(METRICS).kv_used_ratio is None
-
-
-SMOLLM2 = Card(
-    format="gguf",
-    architecture="llama",
-    name="SmolLM2 135M",
-    layers=30,
-    hidden=576,
-    heads=9,
-    kv_heads=3,
-    head_dim=64,
-    value_dim=64,
-    vocabulary=49152,
-    context_tokens=8192,
-    parameters=134_515_008,
-    weight_bytes={"Q4_1": 66_355_200, "Q8_0": 30_081_024, "F32": 140_544},
-    kv_values_per_token=30 * 3 * 128,
-)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import re
 
 import msgspec
 import pytest
+from cards import SMOLLM2
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,22 +26,6 @@ from modelyard.spec.deployment import Deployment, Limits, Timeouts
 from modelyard.spec.sizes import ByteSize, show
 
 GIB = 1 << 30
-SMOLLM2 = Card(
-    format="gguf",
-    architecture="llama",
-    name="SmolLM2 135M",
-    layers=30,
-    hidden=576,
-    heads=9,
-    kv_heads=3,
-    head_dim=64,
-    value_dim=64,
-    vocabulary=49152,
-    context_tokens=8192,
-    parameters=134_515_008,
-    weight_bytes={"Q4_1": 66_355_200, "Q8_0": 30_081_024, "F32": 140_544},
-    kv_values_per_token=30 * 3 * 128,
-)
 GGUF = Artifact(name="smollm2", format="gguf", path="/s/m.gguf", sha256="0" * 64, size_bytes=98_362_432, lineage="")
 FAKE = Artifact(name="fake", format="fake", path="/dev/null", sha256="0" * 64, size_bytes=0, lineage="")
 # One engine that serves the artifact and one that does not.

@@ -264,3 +264,27 @@ def test_vllms_own_parser_takes_the_command_line(kept_state: StateDirectory) -> 
     assert said["kv_cache_memory_bytes"] == str(((8 << 30) + 32 * 131_072) // 2)
     assert (said["tensor_parallel_size"], said["uds"]) == ("2", "/run/a.sock")
     assert "FLASH_ATTN" in said["attention_backend"]
+
+
+def amd(index: int = 0, **changes: object) -> Accelerator:
+    one = gpu(index, "MI300X", vendor="amd", architecture="gfx942", driver="6.14", runtime="7.0.2")
+    return msgspec.structs.replace(one, **changes)
+
+
+def test_amds_gpus_get_their_build_their_variable_and_kernels_that_all_of_them_have() -> None:
+    made = planned(machine(amd(), amd(1)), settings={"tensor_parallel": 2})
+    (replica,) = made.replicas
+    assert (replica.build, replica.accelerators) == ("rocm", (0, 1))
+    spec = launched(made)
+    assert spec.environ["HIP_VISIBLE_DEVICES"] == "0,1"
+    assert not any(name.startswith("CUDA_") for name in spec.environ)
+    assert spec.argv[spec.argv.index("--attention-backend") + 1] == "TRITON_ATTN"
+
+
+def test_an_amd_gpu_without_kernels_leaves_the_processor() -> None:
+    for here in (machine(amd(architecture="gfx1030")), machine(amd(runtime="6.4"))):
+        assert requirements_here(ENGINE, here, PYTHON).build == "cpu"
+
+
+def test_a_gpu_of_each_vendor_takes_the_build_for_nvidia_first() -> None:
+    assert requirements_here(ENGINE, machine(amd(), gpu()), PYTHON).build == "cuda"

@@ -23,6 +23,7 @@ from modelyard.cli.options import Json
 from modelyard.cli.output import complain, print_json, say
 from modelyard.cli.plan import plan, schema
 from modelyard.cli.reload import reload
+from modelyard.cli.selftest import selftest
 from modelyard.cli.status import restart, status, verify
 from modelyard.cli.up import up
 from modelyard.errors import ModelyardError
@@ -54,20 +55,8 @@ def version(json: Json = False) -> None:
 
 
 VERBS = (
-    up,
-    down,
-    status,
-    doctor,
-    logs,
-    chat,
-    plan,
-    verify,
-    restart,
-    reload,
-    gateway,
-    schema,
-    completion_of(app),
-    version,
+    *(up, down, status, doctor, logs, chat, plan, verify, restart, reload, gateway, selftest, schema),
+    *(completion_of(app), version),
 )
 for verb in VERBS:
     app.command()(verb)

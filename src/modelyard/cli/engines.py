@@ -25,12 +25,14 @@ from modelyard.engines.builds import builds
 from modelyard.engines.contract import Installed, Requirements
 from modelyard.engines.hosting import requirements_here
 from modelyard.engines.registry import engine, engines
-from modelyard.errors import EnvironmentFailed, StateLocked
+from modelyard.errors import EnvironmentFailed, StateLocked, UsageError
 from modelyard.hardware.machine import probe
 from modelyard.node.diagnosis import Diagnosis, examine, repair
 from modelyard.node.environments import ensure, folder_of, list_environments, sweep
 from modelyard.node.environments import remove as remove_environment
 from modelyard.node.making import InstallProgress, OnProgress
+from modelyard.node.pinning import lock_file
+from modelyard.node.pinning import pin as pin_packages
 from modelyard.settings import Settings
 from modelyard.state import StateDirectory
 
@@ -87,6 +89,25 @@ def install(
     OUT.quiet = False
     if json:
         print_json(made)
+
+
+@app.command()
+def pin(name: Name, build: BuildOption = "", json: Json = False) -> None:
+    """Write down which packages a build takes, with their hashes, from the index of your settings.
+
+    For builds that come without a lock of ours, because the public index has no wheels of them (vLLM for ROCm): name
+    an index that has in MODELYARD_EXTRA_INDEX_URL. Nothing is installed; `engines install` then takes exactly these.
+    """
+    settings, state = settings_module.load(), state_directory()
+    requirements = requirements_here(engine(name), probe(), platform.python_version(), asked=build or settings.build)
+    if not requirements.pinned_here:
+        raise UsageError(f"{name} for {requirements.build} comes with a lock", hint=f"modelyard engines install {name}")
+    packages = pin_packages(requirements, name, state, settings.index, environ=settings.environ)
+    if json:
+        print_json(packages)
+    else:
+        say(f"{len(packages)} packages of {name} ({requirements.build}) are pinned in")
+        say(f"  {lock_file(requirements, name, state)}")
 
 
 @app.command("remove")

@@ -18,8 +18,8 @@ WIDE_COLUMNS = 250
 OUT = Console(highlight=False, soft_wrap=True, emoji=False, width=None if sys.stdout.isatty() else WIDE_COLUMNS)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 _COMMAND = re.compile(
-    r"\bmodelyard (?=chat|completion|doctor|down|engines|gateway|keys|logs|models|plan|restart|schema|service|status|up"
-    r"|verify|version|--help)"
+    r"\bmodelyard (?=chat|completion|doctor|down|engines|gateway|keys|logs|models|plan|restart|schema|selftest"
+    r"|service|status|up|verify|version|--help)"
 )
 # What JSON leaves as it is and some terminals take for commands.
 _JSON_CONTROL = re.compile(r"[\x7f-\x9f]")

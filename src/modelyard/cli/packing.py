@@ -21,7 +21,7 @@ from modelyard.cli.seven_steps import SevenSteps
 from modelyard.engines.contract import Requirements
 from modelyard.engines.hosting import requirements_here
 from modelyard.engines.registry import engine
-from modelyard.errors import UsageError
+from modelyard.errors import CannotPlan, UsageError
 from modelyard.hardware.machine import probe
 from modelyard.models.card import UNKNOWN
 from modelyard.models.gate import check_folder
@@ -64,6 +64,9 @@ def choose(
         artifact = resolve(deployment.model, state, settings)
         chosen.append(Chosen(deployment, artifact, found.plan.replicas[0].engine))
     return chosen, file
+
+
+_PACKED = "set MODELYARD_BUILD to a build that has one: modelyard engines list"
 
 
 @dataclass
@@ -146,7 +149,10 @@ class Packing:
         )
 
     def _requirements(self, name: str) -> Requirements:
-        return requirements_here(engine(name), probe(), platform.python_version(), asked=self.settings.build)
+        needs = requirements_here(engine(name), probe(), platform.python_version(), asked=self.settings.build)
+        if needs.packages and not needs.lock:
+            raise CannotPlan(f"{name} for {needs.build} comes without a lock: it cannot be packed", hint=_PACKED)
+        return needs
 
     def _wheels(self, needs: Requirements, folder: Path) -> None:
         if needs.packages:

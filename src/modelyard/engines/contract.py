@@ -65,6 +65,7 @@ class Requirements(Record):
     and what the whole takes.
 
     `lock` is the text of the lock file (engines.locks.shipped): every package that is installed, with its hashes.
+    `pinned_here`: it has none of ours, because no public index has its wheels; the operator makes one (node.pinning).
     `without` are packages that others ask for and that are left out. `local_builds` are packages that indexes also
     carry under the same version with a suffix (torch 2.13.0+cpu): what the index at hand has decides. On Linux the
     plain build of such a package is the one for GPUs."""
@@ -78,6 +79,7 @@ class Requirements(Record):
     lock: str = ""
     without: tuple[str, ...] = ()
     local_builds: tuple[str, ...] = ()
+    pinned_here: bool = False
 
 
 class Installed(Record):

@@ -19,7 +19,7 @@ from modelyard.engines.contract import (
     Progress,
     Requirements,
 )
-from modelyard.engines.own_metrics import OWN_METRICS, read_own_metrics
+from modelyard.engines.own_programs import OWN_METRICS, read_own_metrics
 from modelyard.records.plan import ReplicaPlan
 
 PROGRAM = Path(__file__).parents[1] / "testing" / "fake_engine.py"

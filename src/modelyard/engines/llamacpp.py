@@ -22,6 +22,7 @@ from modelyard.engines.contract import (
 from modelyard.engines.llamacpp_architectures import ARCHITECTURES
 from modelyard.engines.llamacpp_failures import explain
 from modelyard.engines.locks import shipped
+from modelyard.engines.own_programs import own_environ, read_own_progress
 from modelyard.engines.prometheus_text import parse, total
 from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue, check_setting, settled
 from modelyard.hardware.builds import BuildNeeds
@@ -123,12 +124,7 @@ class LlamaCpp:
         return LaunchSpec(
             argv=(install.python, str(PROGRAM), "--config", f"{net.folder}/{CONFIG_NAME}"),
             environ={
-                "PATH": "/usr/bin:/bin",
-                "HOME": net.folder,
-                "LANG": "C.UTF-8",
-                "PYTHONNOUSERSITE": "1",
-                "PYTHONDONTWRITEBYTECODE": "1",
-                "PYTHONFAULTHANDLER": "1",
+                **own_environ(net.folder),
                 # Else it starts a debugger on itself when it gives up, and floods the log.
                 "GGML_NO_BACKTRACE": "1",
                 "OMP_WAIT_POLICY": str(settings[_WAITING]),
@@ -141,14 +137,7 @@ class LlamaCpp:
         )
 
     def read_progress(self, line: str) -> Progress | None:
-        kind, _, values = line.partition(" ")
-        if kind != "progress":
-            return None
-        try:
-            told = json.loads(values)
-            return Progress(stage=str(told["stage"]), fraction=min(1.0, max(0.0, told["done"] / told["total"])))
-        except (ValueError, KeyError, TypeError, ZeroDivisionError):
-            return None
+        return read_own_progress(line)
 
     def read_metrics(self, text: str) -> EngineMetrics:
         """llama.cpp's own series; it does not say how full its KV cache is."""

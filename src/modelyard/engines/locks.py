@@ -74,8 +74,9 @@ def flaws(requirements: Requirements) -> list[str]:
     except BadLock as error:
         return [str(error)]
     locked = {f"{one.name}=={one.version}" for one in packages}
+    of_some_build = {f"{one.name}=={public(one.version)}" for one in packages if one.name in requirements.local_builds}
     asked = {pinned(package) for package in requirements.packages}
-    found = [f"{package} is not in the lock" for package in sorted(asked - locked)]
+    found = [f"{package} is not in the lock" for package in sorted(asked - locked - of_some_build)]
     unwanted = {normalised(name) for name in requirements.without}
     found += [f"{one.name} is in the lock and was to be left out" for one in packages if one.name in unwanted]
     if requirements.build == "cpu":

@@ -21,7 +21,7 @@ from modelyard.engines.contract import (
 )
 from modelyard.engines.locks import shipped
 from modelyard.engines.openvino_failures import explain
-from modelyard.engines.own_metrics import OWN_METRICS, read_own_metrics
+from modelyard.engines.own_programs import OWN_METRICS, own_environ, read_own_metrics, read_own_progress
 from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue, check_setting, settled
 from modelyard.hardware.builds import BuildNeeds
 from modelyard.models.card import Card
@@ -125,14 +125,7 @@ class OpenVino:
         }
         return LaunchSpec(
             argv=(install.python, str(PROGRAM), "--config", f"{net.folder}/{CONFIG_NAME}"),
-            environ={
-                "PATH": "/usr/bin:/bin",
-                "HOME": net.folder,
-                "LANG": "C.UTF-8",
-                "PYTHONNOUSERSITE": "1",
-                "PYTHONDONTWRITEBYTECODE": "1",
-                "PYTHONFAULTHANDLER": "1",
-            },
+            environ=own_environ(net.folder),
             cwd=net.folder,
             files={CONFIG_NAME: json.dumps(config, indent=1, sort_keys=True)},
             address=net.listen,
@@ -141,14 +134,7 @@ class OpenVino:
         )
 
     def read_progress(self, line: str) -> Progress | None:
-        kind, _, values = line.partition(" ")
-        if kind != "progress":
-            return None
-        try:
-            told = json.loads(values)
-            return Progress(stage=str(told["stage"]), fraction=min(1.0, max(0.0, told["done"] / told["total"])))
-        except (ValueError, KeyError, TypeError, ZeroDivisionError):
-            return None
+        return read_own_progress(line)
 
     def read_metrics(self, text: str) -> EngineMetrics:
         return read_own_metrics(text)

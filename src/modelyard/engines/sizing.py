@@ -31,7 +31,8 @@ class Footprint(Record):
 class Room(Record):
     """What the planner has decided for one replica. `cores` are the replica's own; `hang_timeout_s` is when a busy
     engine without progress counts as hung; `because` has the reasons for `max_sequences` and `kv_cache_bytes`; `ranks`
-    processes share cores, weights and KV cache. `accelerators` is on how many it computes: none, on the processor."""
+    processes share cores, weights and KV cache. `accelerators` is on how many it computes: none, on the processor;
+    `build` is the engine's for them."""
 
     cores: int
     context_tokens: int
@@ -42,6 +43,7 @@ class Room(Record):
     ranks: int = 1
     kv_bytes_per_token: int = 0
     accelerators: int = 0
+    build: str = "cpu"
 
 
 class BadSetting(ValueError):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from modelyard.engines import prometheus_text, vllm_cuda
+from modelyard.engines import prometheus_text, vllm_cuda, vllm_rocm
 from modelyard.engines.contract import (
     Addresses,
     Capabilities,
@@ -155,8 +155,8 @@ class Vllm:
         without=_LEFT_OUT,
         local_builds=("torch",),
     )
-    gpu_builds = (vllm_cuda.REQUIREMENTS,)
-    build_needs = (vllm_cuda.NEEDS,)
+    gpu_builds = (vllm_cuda.REQUIREMENTS, vllm_rocm.REQUIREMENTS)
+    build_needs = (vllm_cuda.NEEDS, vllm_rocm.NEEDS)
     accelerator_sequences = vllm_cuda.DEFAULT_SEQUENCES
     accelerator_sequences_because = vllm_cuda.WHY_SEQUENCES
 
@@ -173,7 +173,7 @@ class Vllm:
                 *("--model", replica.artifact.path, *_listen(net.listen)),
                 *(word for flag, value in flags.items() for word in _words(flag, value)),
             ),
-            environ={**environ, **(vllm_cuda.environ(replica, install) if on_gpus else _on_cpus(values))},
+            environ={**environ, **(_on_gpus(replica, install) if on_gpus else _on_cpus(values))},
             cwd=net.folder,
             files={},
             address=net.listen,
@@ -281,7 +281,13 @@ class Vllm:
         planned = _planned(room)
         if room.accelerators:
             planned = vllm_cuda.settings(room, {one.name: one for one in planned})
+            planned = vllm_rocm.settings(planned) if room.build == "rocm" else planned
         return tuple(settled(planned, recommended, overrides, _check).values())
+
+
+def _on_gpus(replica: ReplicaPlan, install: Installed) -> Mapping[str, str]:
+    of_vendor = vllm_rocm.environ if replica.build == "rocm" else vllm_cuda.environ
+    return of_vendor(replica, install)
 
 
 def _shares(kv_heads: int, ranks: int) -> bool:

@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 
 from modelyard.gateway import serve
+from modelyard.gateway.group import Group
 from modelyard.gateway.listen import Tls
 from modelyard.gateway.service import Follower, Service
 from modelyard.state import StateDirectory
@@ -20,6 +21,8 @@ def main() -> None:
     parser.add_argument("--listen-fd", type=int, required=True)
     parser.add_argument("--lifeline-fd", type=int, required=True)
     parser.add_argument("--ready-fd", type=int, help="where to say by one byte that it serves")
+    parser.add_argument("--workers", type=int, default=1, help="how many of us share the listening socket")
+    parser.add_argument("--worker", type=int, default=0, help="which of them this is")
     parser.add_argument("--tls-cert", type=Path)
     parser.add_argument("--tls-key", type=Path)
     chosen = parser.parse_args()
@@ -27,9 +30,14 @@ def main() -> None:
     tls = Tls(chosen.tls_cert, chosen.tls_key) if chosen.tls_cert is not None else None
 
     def follow(service: Service) -> list[asyncio.Task[None]]:
+        loop = asyncio.get_running_loop()
         follower = Follower(service, state.topology, state.keys)
+        tasks: list[asyncio.Task[None]] = []
+        if chosen.workers > 1:
+            service.group = Group(state.admission, chosen.workers, service.worker.admissions, follower.follow)
+            tasks.append(loop.create_task(service.group.keep_forever()))
         follower.follow()
-        return [asyncio.get_running_loop().create_task(follower.follow_forever())]
+        return [*tasks, loop.create_task(follower.follow_forever())]
 
     sock = socket.socket(fileno=chosen.listen_fd)
     sock.setblocking(False)

@@ -118,6 +118,12 @@ class Admission:
             else:
                 return
 
+    def withdraw(self) -> list[Queued]:
+        """Everyone who waits leaves the queue, in its order: to wait at another door."""
+        waiting = list(self.queue)
+        self.queue.clear()
+        return waiting
+
     def forget(self, ticket: Queued) -> None:
         """Nobody waits with this ticket any more: its place in the queue is free."""
         if ticket in self.queue:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from modelyard.errors import UsageError
 from modelyard.gateway.admission import Admission
 from modelyard.gateway.client import ClientConnection, Connections
+from modelyard.gateway.group import Group
 from modelyard.gateway.keyring import KeyLog
 from modelyard.gateway.late import LateConnection
 from modelyard.gateway.upstream import parse_address
@@ -31,6 +34,8 @@ class Service:
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
+        # Set, before the first topology, where there are several workers.
+        self.group: Group | None = None
         self._connections = Connections()
         self._is_ending = False
 
@@ -61,7 +66,8 @@ class Service:
     def _update(self, name: str, deployment: Deployment) -> None:
         admission = self.worker.admissions.get(name)
         if admission is None:
-            admission = self.worker.admissions[name] = Admission(deployment)
+            admission = Admission(deployment) if self.group is None else self.group.door(deployment)
+            self.worker.admissions[name] = admission
         for pool in admission.update(deployment):
             pool.close()
 
@@ -93,13 +99,19 @@ class Service:
         self.worker.draining = self._is_ending = True
         for connection in list(self._connections.open):
             connection.close()
+        deadline = time.monotonic() + grace_s
         await self._quiet_within(grace_s, hurry)
+        if self.group is not None:
+            # What other workers wait for is given out here.
+            await self._first_of(self.group.until_alone(), hurry.wait(), within_s=deadline - time.monotonic())
         await self._end()
 
     async def step_aside(self, grace_s: float, hurry: asyncio.Event) -> None:
         """Another process serves the socket now: finish what is under way, and end connections between two requests,
         where that can be said in an answer. One that asks nothing for IDLE_PATIENCE_S is closed."""
         self.worker.draining = True
+        if self.group is not None:
+            self.group.step_down()
         for connection in list(self._connections.open):
             if connection.exchange is not None and not connection.exchange.first_byte_at:
                 connection.exchange.request.keep_alive = False
@@ -122,8 +134,11 @@ class Service:
             connection.abort()
 
     async def _quiet_within(self, grace_s: float, hurry: asyncio.Event) -> None:
-        waiting = [asyncio.ensure_future(event.wait()) for event in (self._connections.quiet, hurry)]
-        await asyncio.wait(waiting, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
+        await self._first_of(self._connections.quiet.wait(), hurry.wait(), within_s=grace_s)
+
+    async def _first_of(self, *waits: Coroutine[Any, Any, object], within_s: float) -> None:
+        waiting = [asyncio.ensure_future(wait) for wait in waits]
+        await asyncio.wait(waiting, timeout=max(0.0, within_s), return_when=asyncio.FIRST_COMPLETED)
         for one in waiting:
             one.cancel()
 

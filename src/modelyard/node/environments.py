@@ -23,6 +23,7 @@ from modelyard.errors import EnvironmentFailed
 from modelyard.node import package_cache
 from modelyard.node.installing import Uv
 from modelyard.node.making import MARKER, Complete, InstallProgress, OnProgress, make
+from modelyard.node.pinning import no_lock, with_lock
 from modelyard.records.base import UnreadableRecord, decode
 from modelyard.records.fingerprint import sha256_of
 from modelyard.settings import PackageIndex
@@ -44,6 +45,9 @@ def ensure(
     the packages that were fetched whole: the next attempt does not fetch them again."""
     if not requirements.packages:
         return _ours(requirements, engine_name)
+    requirements = with_lock(requirements, engine_name, state)
+    if requirements.pinned_here and not requirements.lock:
+        raise no_lock(requirements, engine_name)
     root = folder_of(requirements, engine_name, state)
     if (found := read_marker(root)) is not None:
         return found.installed
@@ -74,6 +78,7 @@ def ensure(
 
 def folder_of(requirements: Requirements, engine_name: str, state: StateDirectory) -> Path:
     """Where this build lies for the Python that runs us, whether it is there or not."""
+    requirements = with_lock(requirements, engine_name, state)
     python = [platform.python_implementation(), platform.python_version(), sys.platform, platform.machine()]
     key = sha256_of([*requirements.packages, requirements.lock, *python])[:12]
     return state.environments / f"{engine_name}-{requirements.build}-{key}"

@@ -102,6 +102,16 @@ class Uv:
             said = self._run(["pip", "compile", "--quiet", *options, file.name])
         return tuple(line.partition(" ")[0] for line in said.splitlines() if "==" in line)
 
+    def closure(self, wanted: Iterable[str], *, without: Iterable[str] = ()) -> str:
+        """A lock of all that `wanted` leads to, but for the packages `without`, for the Python that runs us."""
+        with tempfile.TemporaryDirectory() as folder:
+            asked, excluded = Path(folder) / "asked.in", Path(folder) / "excluded.in"
+            asked.write_text("".join(f"{one}\n" for one in wanted))
+            excluded.write_text("".join(f"{one}\n" for one in without))
+            shown = ["--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
+            options = ["--generate-hashes", *shown, *_WHEELS_ONLY, "--python", sys.executable]
+            return self._run(["pip", "compile", "--quiet", *options, "--excludes", str(excluded), str(asked)])
+
     def install(self, python: Path, lock: Path, on_bytes: Callable[[int], None]) -> None:
         """Exactly what the lock file names, from wheels whose hashes are in it. `on_bytes` is told how much has been
         unpacked, a few times a second."""

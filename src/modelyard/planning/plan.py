@@ -137,6 +137,7 @@ def _sized(
             ranks=need.ranks,
             kv_bytes_per_token=need.kv_bytes_per_token,
             accelerators=len(own[0]) if own else 0,
+            build=devices.build,
         )
         settings = sized.settings(room, deployment.settings, artifact.recommended)
     except BadSetting as error:

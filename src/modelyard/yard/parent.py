@@ -70,7 +70,8 @@ class Yard:
             public = held.enter_context(listening_socket(self._settings.host, self._settings.port))
             admin = held.enter_context(listening_socket("127.0.0.1", 0))
             rendezvous = held.enter_context(_rendezvous(self._state.rendezvous))
-            held.callback(self._state.rendezvous.unlink, missing_ok=True)
+            for left in (self._state.rendezvous, self._state.admission, self._state.admission.with_suffix(".lock")):
+                held.callback(left.unlink, missing_ok=True)
             lease = held.enter_context(Lease(self._state.lease))
             lease.renew()
             admin_key(self._state)  # made before anyone can ask for it

@@ -1,0 +1,241 @@
+"""The owner's desk: what the other workers hold and wait for, by their links.
+
+A worker that dies takes its link with it: what it held is free and what it waited for is forgotten at that moment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from modelyard.gateway.admission import WITHDRAWN, Admission, Queued, Seats
+from modelyard.gateway.group_wire import (
+    PROTOCOL,
+    Ask,
+    Declared,
+    Forget,
+    Frames,
+    Granted,
+    Hello,
+    Holding,
+    Leave,
+    Members,
+    NotSeated,
+    Refused,
+    ToOwner,
+)
+from modelyard.gateway.refusals import Refusal
+from modelyard.records.decision import Decision
+
+Launch = tuple[str, str, str]
+
+
+@dataclass(slots=True)
+class _Held:
+    """Seats of one worker at one launch."""
+
+    door: Admission
+    seats: Seats
+    count: int = 0
+
+
+class Desk:
+    """`doors` are this worker's own, which are everyone's now. `look` reads the topology anew: another worker may have
+    read it first. `alone` while no worker is linked. While `is_counting` nobody gets a seat: what others hold is not known yet."""
+
+    def __init__(
+        self, doors: Mapping[str, Admission], look: Callable[[], None], on_declared: Callable[[], None]
+    ) -> None:
+        self.doors, self.look, self._on_declared = doors, look, on_declared
+        self.links: set[Link] = set()
+        self.is_counting = True
+        self.alone = asyncio.Event()
+        self.alone.set()
+        self._early: list[tuple[Link, Ask]] = []
+
+    def link(self) -> Link:
+        """The protocol of a worker that has just dialled."""
+        return Link(self)
+
+    def declared(self) -> int:
+        """How many workers have said what they hold."""
+        return sum(link.has_declared for link in self.links)
+
+    def came(self, link: Link) -> None:
+        self.links.add(link)
+        self.alone.clear()
+        self._tell_members()
+
+    def went(self, link: Link) -> None:
+        self.links.discard(link)
+        if not self.links:
+            self.alone.set()
+        self._tell_members()
+
+    def _tell_members(self) -> None:
+        for link in self.links:
+            link.send(Members(len(self.links)))
+
+    def has_declared(self) -> None:
+        self._on_declared()
+
+    def counted(self) -> None:
+        """Everything that is held is known, or waited for long enough: seats are given from now on."""
+        self.is_counting = False
+        early, self._early = self._early, []
+        for link, ask in early:
+            if link in self.links:
+                link.ask(ask)
+
+    def later(self, link: Link, ask: Ask) -> None:
+        self._early.append((link, ask))
+
+    def door(self, deployment: str) -> Admission | None:
+        door = self.doors.get(deployment)
+        if door is None:
+            self.look()
+            door = self.doors.get(deployment)
+        return door
+
+    def seats(self, deployment: str, replica: str, launch: str) -> tuple[Admission, Seats] | None:
+        """The door and the seats of a launch; None where this worker does not know it, or no longer."""
+        door = self.door(deployment)
+        seats = door.seats.get(replica) if door is not None else None
+        if door is None or seats is None or seats.replica.launch != launch:
+            return None
+        return door, seats
+
+    def close(self) -> None:
+        """This worker owns nothing any more: what others hold is theirs to declare to the next owner."""
+        self._early.clear()
+        # Each of them, and this worker beside them.
+        everyone = Members(len(self.links) + 1)
+        for link in list(self.links):
+            link.send(everyone)
+            link.give_up()
+
+
+class Link(Frames):
+    """One worker's end at the owner."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__(ToOwner)
+        self._desk = desk
+        self._waiting: dict[int, tuple[Admission, Queued]] = {}
+        self._held: dict[Launch, _Held] = {}
+        self.has_declared = False
+
+    def heard(self, message: object) -> None:
+        match message:
+            case Ask():
+                self.ask(message)
+            case Leave():
+                self._leave(message)
+            case Forget():
+                self._forget(message)
+            case Refused():
+                found = self._desk.seats(message.deployment, message.replica, message.launch)
+                if found is not None:
+                    door, seats = found
+                    door.refused(seats)
+            case Holding():
+                self._hold(message)
+            case Declared():
+                self.has_declared = True
+                self._desk.has_declared()
+            case Hello(protocol) if protocol == PROTOCOL:
+                self._desk.came(self)
+            case _:
+                self.abort()
+
+    def ask(self, ask: Ask) -> None:
+        desk = self._desk
+        if desk.is_counting:
+            desk.later(self, ask)
+            return
+        door = desk.door(ask.deployment)
+        if door is None:
+            self.send(NotSeated(ask.id, "no replica is ready"))
+            return
+        waiter = _Remote(self, ask.id, door)
+        try:
+            ticket = door.enter(waiter, ask.asking, ask.at)
+        except Refusal as refusal:
+            self.send(NotSeated(ask.id, refusal.message))
+            return
+        if ticket is not None:
+            self._waiting[ask.id] = (door, ticket)
+
+    def grant(self, id: int, door: Admission, seats: Seats, decision: Decision) -> None:
+        self._waiting.pop(id, None)
+        replica = seats.replica
+        self._count(door, seats, 1)
+        self.send(Granted(id, door.deployment.name, replica.name, replica.launch, decision))
+
+    def turn_away(self, id: int, reason: str) -> None:
+        self._waiting.pop(id, None)
+        self.send(NotSeated(id, reason))
+
+    def _count(self, door: Admission, seats: Seats, count: int) -> None:
+        launch = (door.deployment.name, seats.replica.name, seats.replica.launch)
+        held = self._held.get(launch)
+        if held is None or held.seats is not seats:
+            held = self._held[launch] = _Held(door, seats)
+        held.count += count
+
+    def _hold(self, holding: Holding) -> None:
+        found = self._desk.seats(holding.deployment, holding.replica, holding.launch)
+        if found is not None:
+            door, seats = found
+            seats.in_flight += holding.seats
+            self._count(door, seats, holding.seats)
+
+    def _leave(self, leave: Leave) -> None:
+        held = self._held.get((leave.deployment, leave.replica, leave.launch))
+        if held is None or not held.count:
+            return
+        held.count -= 1
+        held.door.leave(held.seats, leave.result)
+
+    def _forget(self, forget: Forget) -> None:
+        waiting = self._waiting.pop(forget.id, None)
+        if waiting is not None:
+            door, ticket = waiting
+            door.forget(ticket)
+
+    def ended(self) -> None:
+        """The worker is gone, and with it all that it asked for and held."""
+        self._drop()
+        for held in self._held.values():
+            for _ in range(held.count):
+                held.door.leave(held.seats, WITHDRAWN)
+        self._held.clear()
+        self._desk.went(self)
+
+    def give_up(self) -> None:
+        """Forget what it holds: that is counted by another owner now."""
+        self._drop()
+        for held in self._held.values():
+            held.seats.in_flight -= held.count
+        self._held.clear()
+        self.close()
+
+    def _drop(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for door, ticket in waiting.values():
+            door.forget(ticket)
+
+
+@dataclass(slots=True)
+class _Remote:
+    """A request of another worker, as this worker's admission sees it."""
+
+    link: Link
+    id: int
+    door: Admission
+
+    def seated(self, seats: Seats, decision: Decision) -> None:
+        self.link.grant(self.id, self.door, seats, decision)
+
+    def not_seated(self, reason: str) -> None:
+        self.link.turn_away(self.id, reason)

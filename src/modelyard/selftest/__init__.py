@@ -1,0 +1,1 @@
+"""Campaigns: what we promise, held against real processes that are killed, flooded and lied to."""

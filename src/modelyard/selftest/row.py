@@ -1,0 +1,34 @@
+"""A row: one promise, how often it is tried, and the code that its result speaks for."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from modelyard.errors import ModelyardError
+from modelyard.selftest.bench import Bench
+from modelyard.selftest.outcome import Outcome
+
+
+class CannotRun(ModelyardError):
+    """This row cannot be tried here; the message says what is missing. It counts as neither green nor red."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """`key` is its number, or a word where it has none. `claim` is the criterion in one sentence. `run` tries it
+    `bench.size` times: `full`, or `short` in the short form (0: it has none); `unit` says times what.
+
+    `sources` are files and folders below the package that the result depends on, besides the row's own file and the
+    framework; `takes_s` is about how long the full form takes, `limit_s` when it is given up."""
+
+    key: str
+    name: str
+    claim: str
+    unit: str
+    full: int
+    short: int
+    run: Callable[[Bench], Awaitable[Outcome]]
+    sources: tuple[str, ...]
+    takes_s: float
+    limit_s: float = 3600.0

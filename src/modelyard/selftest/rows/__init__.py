@@ -1,0 +1,1 @@
+"""One file per row: its claim, and how it is tried."""
