@@ -41,7 +41,8 @@ class _Held:
 
 class Desk:
     """`doors` are this worker's own, which are everyone's now. `look` reads the topology anew: another worker may have
-    read it first. `alone` while no worker is linked. While `is_counting` nobody gets a seat: what others hold is not known yet."""
+    read it first. `alone` while no worker is linked. While `is_counting` nobody gets a seat: what others hold is not
+    known yet."""
 
     def __init__(
         self, doors: Mapping[str, Admission], look: Callable[[], None], on_declared: Callable[[], None]

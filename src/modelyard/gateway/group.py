@@ -66,6 +66,11 @@ class Group:
         self._recounted, self._over = asyncio.Event(), asyncio.Event()
         self.look = look
 
+    @property
+    def is_linked(self) -> bool:
+        """Another worker owns, and knows what we hold."""
+        return self._link is not None
+
     def door(self, deployment: Deployment) -> Admission:
         return SharedDoor(deployment, owner=self)
 
