@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from modelyard.errors import UsageError
 from modelyard.selftest.row import Row
-from modelyard.selftest.rows import only_replica_killed
+from modelyard.selftest.rows import drain, gateway_killed, only_replica_killed
 
-MODULES = (only_replica_killed,)
+MODULES = (only_replica_killed, gateway_killed, drain)
 ROWS: tuple[Row, ...] = tuple(module.ROW for module in MODULES)
 
 
