@@ -33,12 +33,17 @@ class FakeTransport:
         self.written = bytearray()
         self.closed = self.aborted = self.ended = False
         self.reading = True
+        self.unread = 0
+        self.peer: Any = None
 
     def write(self, data: bytes) -> None:
         self.written += data
 
-    def get_extra_info(self, name: str) -> None:
-        return None
+    def get_extra_info(self, name: str) -> Any:
+        return self.peer if name == "peername" else None
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
 
     def set_write_buffer_limits(self, high: int | None = None) -> None:
         pass
@@ -110,9 +115,10 @@ class World:
         self.generation += 1
         self.service.apply(Topology(generation=self.generation, deployments=deployments))
 
-    def client(self) -> tuple[ClientConnection, FakeTransport]:
+    def client(self, peer: Any = None) -> tuple[ClientConnection, FakeTransport]:
         connection = self.service.connection()
         transport = FakeTransport(connection)
+        transport.peer = peer
         connection.connection_made(transport)  # type: ignore[arg-type]
         return connection, transport
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from gateway_fakes import MODEL, chat, deployment
 
-from modelyard.gateway.fields import parse, upstream_body, usage_asked
+from modelyard.gateway.fields import parse, upstream_body, usage_asked, warning_of
 from modelyard.gateway.limits import FIELDS, FieldLimits
 from modelyard.gateway.refusals import Refusal
 from modelyard.gateway.strict_json import depth, parse_object
@@ -19,6 +19,21 @@ DEEP: Any = []
 for _ in range(FIELDS.json_depth + 1):
     DEEP = [DEEP]
 
+# What compilers of grammars have died of, or would have to fetch.
+BAD_SCHEMAS: list[Any] = [
+    1,
+    "object",
+    {"type": "something"},
+    {"type": 1},
+    {"type": ["string", "text"]},
+    {"type": "object", "properties": {"a": {"type": "string", "pattern": 1}}},
+    {"type": "object", "properties": {"a": "string"}},
+    {"properties": {"a": {"items": {"anyOf": [{"type": "int"}]}}}},
+    {"pattern": "(a+)+" * 200},
+    {"$ref": "http://169.254.169.254/"},
+    {"$defs": {"a": {"$ref": "file:///etc/passwd"}}},
+    {"minimum": HUGE},
+]
 NOT_A_NUMBER = ["1", [], {}, True]
 NOT_TEXT = [1, 1.5, True, [], {}]
 NOT_A_FLAG = [0, 1, "true", [], {}]
@@ -46,8 +61,18 @@ BAD_CHAT: dict[str, list[Any]] = {
     "logprobs": [0, 1, "x", [], {}],
     "top_logprobs": [-1, 21, HUGE, 1.5, *NOT_A_NUMBER],
     "reasoning_effort": ["x" * 33, *NOT_TEXT],
-    "tools": [1, "x", {}, True, [1], [{}] * 129, [{"a": DEEP}]],
-    "tool_choice": [1, True, [], "x" * 257, {"a": DEEP}],
+    "tools": [
+        1,
+        "x",
+        {},
+        True,
+        [1],
+        [{}] * 129,
+        [{"a": DEEP}],
+        [{"a": HUGE}],
+        *([{"type": "function", "function": {"name": "f", "parameters": bad}}] for bad in BAD_SCHEMAS),
+    ],
+    "tool_choice": [1, True, [], "x" * 257, {"a": DEEP}, {"$ref": "http://10.0.0.1/"}],
     "response_format": [
         1,
         "json",
@@ -58,7 +83,7 @@ BAD_CHAT: dict[str, list[Any]] = {
         {"type": ["text"]},
         {"type": "json_schema", "json_schema": {"x": "y" * 65_537}},
         {"type": "json_schema", "json_schema": DEEP},
-        {"type": "json_schema", "json_schema": {"schema": {"$ref": "http://169.254.169.254/"}}},
+        *({"type": "json_schema", "json_schema": {"schema": bad}} for bad in BAD_SCHEMAS),
     ],
     "messages": [
         None,
@@ -94,6 +119,19 @@ BAD_COMPLETION: dict[str, list[Any]] = {
     "suffix": NOT_TEXT,
     "logprobs": [-1, 21, True, "x"],
     "best_of": [0, 2, HUGE, True, "x"],
+}
+
+
+# Properties may have the names of keywords, and what is listed as a value is no schema.
+GOOD_SCHEMA: Any = {
+    "type": "object",
+    "properties": {
+        "type": {"type": ["string", "null"], "enum": ["something", None]},
+        "pattern": {"type": "string", "pattern": "^[a-z]+$"},
+        "items": {"type": "array", "items": {"anyOf": [{"type": "integer"}, True]}, "default": [{"type": 1}]},
+    },
+    "required": ["type"],
+    "additionalProperties": False,
 }
 
 
@@ -137,6 +175,9 @@ def test_a_missing_field_is_named(name: str) -> None:
         {"max_tokens": None, "temperature": None, "stream": None},
         {"logit_bias": {"50256": -100}},
         {"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "#/$defs/a"}}}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": GOOD_SCHEMA}}},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": GOOD_SCHEMA}}]},
+        {"tools": [{"type": "custom", "custom": {"name": "f"}}, {"type": "function", "function": {"name": "f"}}]},
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]},
         {"messages": [{"role": "developer", "content": "x"}, {"role": "user", "content": "y", "name": "z"}]},
         {"messages": [{"content": "x", "role": "user"}]},
@@ -183,6 +224,75 @@ def test_unknown_fields_are_stripped_or_refused_as_the_deployment_says() -> None
     with pytest.raises(Refusal) as refused:
         upstream_body(parsed, deployment(unknown_fields="refuse"))
     assert (refused.value.status, refused.value.code, refused.value.param) == (400, "unknown_parameter", "api_base")
+
+
+def test_a_field_by_name_is_forwarded_stripped_or_refused_whatever_is_the_rule_for_others() -> None:
+    template = {"enable_thinking": False}
+    body = chat(chat_template_kwargs=template, frobnicate=1, user="u", seed=1)
+    exceptions = {"forwarded_fields": ("chat_template_kwargs",), "stripped_fields": ("user",)}
+    parsed = parse(body, CHAT)
+    sent = json.loads(upstream_body(parsed, deployment(**exceptions)))
+    assert (sent["chat_template_kwargs"], sent["seed"]) == (template, 1)
+    assert parsed.stripped == {"frobnicate", "user"}
+    assert warning_of(parsed) == b"x-modelyard-ignored-fields: frobnicate, user\r\n"
+    with pytest.raises(Refusal) as refused:
+        upstream_body(parse(body, CHAT), deployment(**exceptions, unknown_fields="refuse"))
+    assert refused.value.param == "frobnicate"
+    with pytest.raises(Refusal) as refused:
+        upstream_body(parse(body, CHAT), deployment(**exceptions, refused_fields=("seed",)))
+    assert refused.value.param == "seed"
+
+
+@pytest.mark.parametrize("value", [DEEP, HUGE, {"a": [HUGE]}, "x" * 70_000, {"$ref": "http://10.0.0.1/"}])
+def test_what_is_forwarded_unread_is_bounded_all_the_same(value: Any) -> None:
+    with pytest.raises(Refusal) as refused:
+        upstream_body(parse(chat(extra=value), CHAT), deployment(forwarded_fields=("extra",)))
+    assert refused.value.param == "extra"
+
+
+def test_what_the_engine_would_take_and_ignore_is_left_out_and_said() -> None:
+    parsed = parse(chat(user="u"), CHAT)
+    assert set(json.loads(upstream_body(parsed, deployment(ignored_fields=("user",))))) == {"model", "messages"}
+    assert parsed.stripped == {"user"}
+    untouched = parse(chat(user=None), CHAT)
+    upstream_body(untouched, deployment(ignored_fields=("user",)))
+    assert not untouched.stripped
+
+
+@pytest.mark.parametrize(
+    ("asked", "context", "sent"),
+    [
+        ({"max_tokens": 100}, 0, {"max_tokens": 100}),
+        ({"max_tokens": 99}, 100, {"max_tokens": 99}),
+        ({"max_tokens": 100}, 100, {"max_tokens": 99}),
+        ({"max_completion_tokens": 5000, "max_tokens": 7}, 100, {"max_completion_tokens": 99, "max_tokens": 7}),
+        ({}, 100, {}),
+    ],
+)
+def test_no_engine_is_asked_for_more_tokens_than_its_context_holds(
+    asked: dict[str, int], context: int, sent: dict[str, int]
+) -> None:
+    parsed = parse(chat(**asked), CHAT)
+    body = json.loads(upstream_body(parsed, deployment(context_tokens=context)))
+    assert {name: body[name] for name in body if name.startswith("max_")} == sent
+    bounded = {name for name in sent if sent[name] != asked[name]}
+    assert set(parsed.bounded) == bounded
+    assert warning_of(parsed) == b"".join(b"x-modelyard-bounded-fields: %b\r\n" % name.encode() for name in bounded)
+
+
+def test_keys_do_not_share_what_the_engine_remembers_of_prompts() -> None:
+    def salt(key_id: str, **changes: Any) -> str | None:
+        parsed = parse(chat(cache_salt="mine"), CHAT)
+        parsed.key_id = key_id
+        return json.loads(upstream_body(parsed, deployment(**changes))).get("cache_salt")
+
+    first = salt("one", cache_salt=True)
+    assert first is not None and len(first) == 32
+    assert "one" not in first
+    assert salt("one", cache_salt=True) == first
+    assert salt("two", cache_salt=True) not in (first, None)
+    assert salt("one", cache_salt=True, salted=False) is None
+    assert salt("one") is None, "an engine that knows no salt is sent none"
 
 
 def test_a_field_that_the_engine_cannot_honour_is_refused_by_name() -> None:
@@ -291,13 +401,19 @@ def test_what_only_looks_like_a_key_twice_is_read(body: bytes) -> None:
     assert json.loads(compact) == fields
 
 
-@pytest.mark.parametrize("part", [b"[],", b"{},", b'"%d":0,'])
+@pytest.mark.parametrize("part", [b"[],", b"{},", b"0.5,", b'"ab",', b'"\\"",', b'"%d":0,'])
 def test_a_body_that_would_grow_out_of_proportion_is_refused(part: bytes) -> None:
     inner = b"".join(part % index if b"%" in part else part for index in range(200))[:-1]
     body = b'{"x":{' + inner + b"}}" if b"%" in part else b'{"x":[' + inner + b"]}"
     assert parse_object(body, FIELDS)
     with pytest.raises(Refusal, match="more than 100 JSON values"):
         parse_object(body, FieldLimits(json_values=100))
+
+
+@pytest.mark.parametrize("text", [",[{" * 2000, '\\",{[' * 2000, "\\\\" * 3000 + ",[{" * 400])
+def test_a_text_that_only_looks_like_many_values_is_read(text: str) -> None:
+    body = json.dumps({"x": text, "y": [text]}).encode()
+    assert parse_object(body, FieldLimits(json_values=100))[0] == {"x": text, "y": [text]}
 
 
 def test_depth_is_counted_without_recursion() -> None:

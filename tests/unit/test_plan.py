@@ -136,6 +136,17 @@ def test_a_setting_that_cannot_be_is_refused_before_anything_starts(
     assert hint in caught.value.hint
 
 
+def test_strict_isolation_goes_without_a_prefix_cache_where_the_engine_cannot_keep_keys_apart() -> None:
+    def cached(**changes: object) -> object:
+        return planned(wanted(**changes)).replicas[0].setting("prefix_cache")
+
+    assert cached(isolation="salted") is True
+    assert cached(isolation="strict") is False
+    with pytest.raises(CannotPlan, match="exclude each other") as caught:
+        cached(isolation="strict", settings={"prefix_cache": True})
+    assert "isolation: salted" in caught.value.hint
+
+
 def test_a_longer_context_than_the_model_has_is_cut_and_said() -> None:
     made = planned(wanted(limits=Limits(context_tokens=100_000)))
     assert made.replicas[0].context_tokens == 8192

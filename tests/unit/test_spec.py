@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from modelyard.errors import SpecError
 from modelyard.spec.deployment import default_deployment, load, load_file
+from modelyard.spec.policy import policy_of
 from modelyard.spec.sizes import ByteSize, show
 
 HEAD = "apiVersion: modelyard/v1\n"
@@ -64,6 +65,16 @@ def test_a_list_holds_several_deployments_behind_one_gateway(file: Path) -> None
         (HEAD + "deployments:\n- name: a\n  model: b\n  replicas: 0\n", 5, "deployments[0].replicas", ">= 1", ""),
         (HEAD + "deployments:\n- name: a\n  model: b\n  x: 0\n", 5, "deployments[0].x", "not a known key", "known"),
         (ONE + "gateway:\n  tls:\n    cert: a.pem\n", 5, "gateway.tls.key", "missing", "add the key"),
+        (ONE + "fields:\n  forward: [Not-A-Field]\n", 5, "fields.forward[0]", "not a request field", "lower-case"),
+        (ONE + "fields:\n  forward: [x, cache_salt]\n", 5, "fields.forward", "never passed on", "ours"),
+        (
+            HEAD + "deployments:\n- name: a\n  model: b\n  fields: {forward: [prompt_embeds]}\n",
+            5,
+            "deployments[0].fields.forward",
+            "never passed on",
+            "",
+        ),
+        (ONE + "isolation: full\n", 4, "isolation", "invalid", ""),
         (HEAD + "name: a\nname: b\n", 3, "name", "stands twice (first in line 2)", "one"),
         (HEAD + "name: &x a\nmodel: *x\n", 3, "", "aliases", "write the value out"),
         (ONE + "---\n" + ONE, 4, "", "more than one YAML document", "deployments"),
@@ -106,9 +117,19 @@ def test_a_path_is_relative_to_the_file_and_a_name_stays_a_name(file: Path) -> N
 
 
 def test_tls_paths_are_relative_to_the_file(file: Path) -> None:
-    file.write_text(ONE + "gateway: {tls: {cert: c.pem, key: /k.pem}}\n")
+    file.write_text(ONE + "gateway: {tls: {cert: c.pem, key: /k.pem, client_ca: ca.pem}}\n")
     tls = load_file(file).gateway.tls
     assert tls is not None and (tls.cert, tls.key) == (str(file.parent / "c.pem"), "/k.pem")
+    assert tls.client_ca == str(file.parent / "ca.pem")
+
+
+def test_what_becomes_of_requests_is_read_from_the_file(file: Path) -> None:
+    file.write_text(ONE + "isolation: shared\nfields: {forward: [a], strip: [b, c], refuse: [d]}\n")
+    [deployment] = load(file)
+    policy = policy_of(deployment)
+    assert (policy.forwarded_fields, policy.stripped_fields, policy.refused_fields) == (("a",), ("b", "c"), ("d",))
+    assert not policy.salted
+    assert policy_of(default_deployment("x")).salted
 
 
 @pytest.mark.parametrize(

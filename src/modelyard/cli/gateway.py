@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +24,12 @@ def gateway(
     state: Annotated[Path | None, typer.Option(help="Where the journal goes; without it none is kept.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Let in only clients with a certificate of these authorities (PEM).")
+    ] = None,
+    connections_per_address: Annotated[
+        int, typer.Option(min=1, help="Connections that one address may hold; this machine's own are not counted.")
+    ] = 1024,
     insecure_listen: Annotated[bool, typer.Option(help="Listen beyond loopback without key or TLS.")] = False,
 ) -> None:
     """Run the gateway alone, in front of engines that something else keeps running.
@@ -30,7 +37,8 @@ def gateway(
     Example: modelyard gateway --upstream http://127.0.0.1:8000 --model my-model --port 8080 --key secret
     """
     from modelyard.gateway import serve, standalone
-    from modelyard.gateway.listen import Tls, check_bind, listening_socket
+    from modelyard.gateway.limits import WIRE
+    from modelyard.gateway.listen import check_bind, listening_socket, tls_of
     from modelyard.state import open_state
 
     for address in upstream:
@@ -38,9 +46,7 @@ def gateway(
             raise UsageError(f"{address!r} is not an engine's address", hint="http://HOST:PORT or unix:/PATH")
     if not key:
         raise UsageError("no key", hint="give --key; a gateway that anyone may use is not started")
-    if (tls_cert is None) != (tls_key is None):
-        raise UsageError("TLS needs both files", hint="give --tls-cert and --tls-key")
-    tls = Tls(tls_cert, tls_key) if tls_cert is not None and tls_key is not None else None
+    tls = tls_of(tls_cert, tls_key, tls_client_ca)
     check_bind(host, has_key=bool(key), has_tls=tls is not None, insecure=insecure_listen)
     topology = standalone.fixed_topology(model, engine_model or model, upstream, max_in_flight)
     sock = listening_socket(host, port)
@@ -51,5 +57,6 @@ def gateway(
         journal,
         functools.partial(standalone.prepare, topology, key),
         tls=tls,
+        wire=dataclasses.replace(WIRE, connections_per_address=connections_per_address),
         on_listening=lambda: say(f"listening on {url} for {model!r}"),
     )

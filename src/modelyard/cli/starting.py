@@ -60,6 +60,9 @@ def start_yard(state: StateDirectory, gateway: Gateway, *, insecure: bool) -> St
     argv += ["--workers", str(gateway.workers)]
     if gateway.tls is not None:
         argv += ["--tls-cert", gateway.tls.cert, "--tls-key", gateway.tls.key]
+        if gateway.tls.client_ca is not None:
+            argv += ["--tls-client-ca", gateway.tls.client_ca]
+    argv += ["--connections-per-address", str(gateway.connections_per_address)]
     if insecure:
         argv.append("--insecure-listen")
     inherited = (outcome_write, watch_read)

@@ -55,6 +55,9 @@ def up(
     workers: Annotated[int | None, typer.Option(min=1, max=64, help="Gateway processes on the one port.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Serve HTTPS with this certificate (PEM).")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Let in only clients with a certificate of these authorities (PEM).")
+    ] = None,
     insecure_listen: Annotated[
         bool, typer.Option(help="Listen beyond loopback without TLS: something else guards it.")
     ] = False,
@@ -66,7 +69,7 @@ def up(
     deployments are added to it. Ctrl-C stops what this command started: running requests finish, unless it is pressed
     again.
     """
-    asked = _asked_gateway(host, port, workers, tls_cert, tls_key)
+    asked = _asked_gateway(host, port, workers, _tls(tls_cert, tls_key, tls_client_ca))
     choice = choose(what, Path())
     file = _wanted_file(choice, name, engine, asked)
     state, settings = state_directory(), settings_module.load()
@@ -120,13 +123,17 @@ def _checked_name(name: str) -> str:
         raise UsageError(f"{name!r} cannot be a deployment's name", hint=hint) from error
 
 
-def _asked_gateway(
-    host: str | None, port: int | None, workers: int | None, cert: Path | None, key: Path | None
-) -> dict[str, Any]:
-    """What the options say about the gateway, and nothing that they leave to the file."""
-    if (cert is None) != (key is None):
+def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> Tls | None:
+    if (cert is None) != (key is None) or (client_ca is not None and cert is None):
         raise UsageError("TLS needs both files", hint="give --tls-cert and --tls-key")
-    tls = Tls(cert=str(cert.absolute()), key=str(key.absolute())) if cert is not None and key is not None else None
+    if cert is None or key is None:
+        return None
+    authorities = str(client_ca.absolute()) if client_ca is not None else None
+    return Tls(cert=str(cert.absolute()), key=str(key.absolute()), client_ca=authorities)
+
+
+def _asked_gateway(host: str | None, port: int | None, workers: int | None, tls: Tls | None) -> dict[str, Any]:
+    """What the options say about the gateway, and nothing that they leave to the file."""
     asked = {"host": host, "port": port, "workers": workers, "tls": tls}
     return {name: value for name, value in asked.items() if value is not None}
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from msgspec.structs import replace
 
 from modelyard.control.wanted import Wanted
-from modelyard.engines.registry import engine
+from modelyard.engines.registry import engine as engine_named
 from modelyard.records.base import UnreadableRecord, decode, encode
 from modelyard.records.topology import Deployment, Replica, Topology
 from modelyard.state import StateDirectory, write_atomically
@@ -30,6 +30,7 @@ class Publisher:
     def want(self, wanted: Wanted) -> None:
         """Publish how a deployment's requests are treated; its replicas stay as they are."""
         first = wanted.plan.replicas[0]
+        engine = engine_named(first.engine).capabilities
         known = self._deployments.get(wanted.name)
         before = known.replicas if known else ()
         # A hold ends with the control that held.
@@ -44,7 +45,9 @@ class Publisher:
                 open=bool(kept),
                 reason="" if kept else "it is starting",
                 policy=wanted.policy,
-                refused_fields=tuple(sorted(engine(first.engine).capabilities.refused_fields)),
+                refused_fields=tuple(sorted(engine.refused_fields)),
+                ignored_fields=tuple(sorted(engine.ignored_fields)),
+                cache_salt=engine.cache_salt,
             )
         )
 

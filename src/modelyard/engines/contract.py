@@ -38,12 +38,14 @@ class Conversion(Record):
 
 
 class Capabilities(Record):
-    """What an engine can do. Sets are of the names used in artifacts and in the gateway's routes; `refused_fields` are
-    request fields that it cannot honour; `metrics` are the fields of EngineMetrics that it reports; `load_progress`:
-    its log tells how far a load is; `loopback_ports`: its processes talk to each other over TCP ports on loopback,
-    which every user of the machine can reach; `machines` are the processor architectures that it runs on, each with
-    the instruction sets that it needs there, by the names that the hardware probe uses; `conversions` make its formats
-    out of others. What is claimed here is what the conformance kit tries."""
+    """What an engine can do. Sets are of the names used in artifacts and in the gateway's routes; `refused_fields`
+    are request fields that it cannot honour, `ignored_fields` those that it takes and does nothing about;
+    `cache_salt`: it keeps the cached prefixes of requests apart that differ in this field; `metrics` are the fields
+    of EngineMetrics that it reports; `load_progress`: its log tells how far a load is; `loopback_ports`: its
+    processes talk to each other over TCP ports on loopback, which every user of the machine can reach; `machines` are
+    the processor architectures that it runs on, each with the instruction sets that it needs there, by the names that
+    the hardware probe uses; `conversions` make its formats out of others. What is claimed here is what the
+    conformance kit tries."""
 
     formats: frozenset[str]
     architectures: frozenset[str]
@@ -53,6 +55,8 @@ class Capabilities(Record):
     cached_token_usage: bool
     drains_on_terminate: bool
     refused_fields: frozenset[str] = frozenset()
+    ignored_fields: frozenset[str] = frozenset()
+    cache_salt: bool = False
     metrics: frozenset[str] = frozenset()
     load_progress: bool = False
     loopback_ports: bool = False

@@ -46,6 +46,7 @@ class FakeAdapter:
         structured_output=True,
         cached_token_usage=True,
         drains_on_terminate=False,
+        cache_salt=True,
         metrics=OWN_METRICS,
         load_progress=True,
     )

@@ -90,6 +90,7 @@ class LlamaCpp:
         structured_output=True,
         cached_token_usage=True,
         drains_on_terminate=False,
+        ignored_fields=frozenset({"reasoning_effort", "user"}),
         metrics=frozenset({"running", "waiting", "work_done", "prompt_tokens", "generated_tokens"}),
         load_progress=True,
         # What the wheels were built for, by their own word; they know no other kernels.

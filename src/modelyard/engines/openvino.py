@@ -84,6 +84,7 @@ class OpenVino:
         structured_output=True,
         cached_token_usage=True,
         drains_on_terminate=False,
+        ignored_fields=frozenset({"ignore_eos", "parallel_tool_calls", "reasoning_effort", "user"}),
         metrics=OWN_METRICS,
         load_progress=True,
     )

@@ -122,6 +122,8 @@ class Vllm:
         structured_output=True,
         cached_token_usage=True,
         drains_on_terminate=False,
+        ignored_fields=frozenset({"user"}),
+        cache_salt=True,
         metrics=frozenset(
             {"running", "waiting", "work_done", "prompt_tokens", "generated_tokens", "kv_used_ratio"},
         ),

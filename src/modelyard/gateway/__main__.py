@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import os
 import socket
 from pathlib import Path
 
-from modelyard.gateway import serve
+from modelyard.gateway import limits, serve
 from modelyard.gateway.group import Group
-from modelyard.gateway.listen import Tls
+from modelyard.gateway.listen import tls_of
 from modelyard.gateway.service import Follower, Service
 from modelyard.state import StateDirectory
 
@@ -25,9 +26,12 @@ def main() -> None:
     parser.add_argument("--worker", type=int, default=0, help="which of them this is")
     parser.add_argument("--tls-cert", type=Path)
     parser.add_argument("--tls-key", type=Path)
+    parser.add_argument("--tls-client-ca", type=Path)
+    parser.add_argument("--connections-per-address", type=int, default=limits.WIRE.connections_per_address)
     chosen = parser.parse_args()
     state = StateDirectory(chosen.state)
-    tls = Tls(chosen.tls_cert, chosen.tls_key) if chosen.tls_cert is not None else None
+    tls = tls_of(chosen.tls_cert, chosen.tls_key, chosen.tls_client_ca)
+    wire = dataclasses.replace(limits.WIRE, connections_per_address=chosen.connections_per_address)
 
     def follow(service: Service) -> list[asyncio.Task[None]]:
         loop = asyncio.get_running_loop()
@@ -46,6 +50,7 @@ def main() -> None:
         state.journal,
         follow,
         tls=tls,
+        wire=wire,
         lifeline=chosen.lifeline_fd,
         on_listening=lambda: _tell_ready(chosen.ready_fd),
     )

@@ -12,39 +12,22 @@ from typing import cast
 
 import httptools
 
+from modelyard.gateway.connections import Connections
 from modelyard.gateway.exchange import Exchange
 from modelyard.gateway.refusals import Refusal
 from modelyard.gateway.request import HeadMemo, Request
-from modelyard.gateway.routes import find
+from modelyard.gateway.routes import find, is_host, origin_form
 from modelyard.gateway.turns import LARGE_BODY_BYTES
 from modelyard.gateway.worker import Worker
-
-
-class Connections:
-    """The open connections of a worker; `quiet` is set while there are none."""
-
-    def __init__(self) -> None:
-        self.open: set[ClientConnection] = set()
-        self.quiet = asyncio.Event()
-        self.quiet.set()
-
-    def add(self, connection: ClientConnection, most: int) -> None:
-        self.open.add(connection)
-        self.quiet.clear()
-        if len(self.open) > most:
-            connection.abort()
-
-    def discard(self, connection: ClientConnection) -> None:
-        self.open.discard(connection)
-        if not self.open:
-            self.quiet.set()
 
 
 class ClientConnection(asyncio.Protocol):
     """Parses requests and runs one exchange at a time; `deadline` is what the sweep holds the client to."""
 
     __slots__ = (
+        "_body_until",
         "_connections",
+        "_counted",
         "_deaf",
         "_head_in",
         "_memo",
@@ -62,7 +45,7 @@ class ClientConnection(asyncio.Protocol):
         "receiving",
     )
 
-    def __init__(self, worker: Worker, connections: Connections) -> None:
+    def __init__(self, worker: Worker, connections: Connections[ClientConnection]) -> None:
         self._worker = worker
         self._wire = worker.wire
         self._connections = connections
@@ -79,6 +62,9 @@ class ClientConnection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._head_in = b""
         self._memo: HeadMemo | None = None
+        # When the body must be whole at the latest; what had come of it, or was still to be read, at the last look.
+        self._body_until = 0.0
+        self._counted = 0
         self.deadline = now() + self._wire.head_timeout_s
 
     # The event loop's side.
@@ -90,7 +76,8 @@ class ClientConnection(asyncio.Protocol):
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connections.add(self, self._wire.connections)
+        if not self._connections.add(self, transport.get_extra_info("peername")):
+            self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -135,7 +122,7 @@ class ClientConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.paused = True
-        self.deadline = now() + self._wire.write_stall_timeout_s
+        self._expect_reading()
         if self.exchange is not None:
             self.exchange.client_paused()
 
@@ -171,22 +158,31 @@ class ClientConnection(asyncio.Protocol):
         self.fields += 1
         if request.head_bytes > self._wire.head_bytes or self.fields > self._wire.header_fields:
             raise _head_too_large()
+        if request.method:
+            # A trailer: what was decided by the head is not changed by what comes behind the body.
+            return
         lowered = name.lower()
         if lowered == b"authorization":
             request.two_secrets = bool(request.secret)
             request.secret = value.decode("latin-1")
         elif lowered == b"host":
             request.hosts += 1
+            request.host = value.strip(b" \t")
         elif lowered == b"content-length":
             request.content_length = int(value)
             request.has_body = request.content_length > 0
         elif lowered == b"transfer-encoding":
             request.has_body = True
-            request.coded = request.coded or value.strip().lower() != b"chunked"
+            if value.strip().lower() != b"chunked":
+                raise Refusal(400, "transfer-encoding can only be chunked", code="bad_request", close=True)
         elif lowered == b"content-encoding":
             request.coded = request.coded or value.strip().lower() != b"identity"
         elif lowered == b"expect":
-            request.expects = value.lower() == b"100-continue"
+            request.expects = value.strip().lower() == b"100-continue"
+        elif b"_" in name:
+            # Some programs take `_` and `-` for the same: they would read content_length as a length.
+            shown = name.decode("latin-1")[:64]
+            raise Refusal(400, f"no underscore in a field's name: {shown}", code="bad_request", close=True)
 
     def on_headers_complete(self) -> None:
         request = self.receiving
@@ -206,7 +202,8 @@ class ClientConnection(asyncio.Protocol):
                 raise
             return
         if not answering:
-            self.deadline = now() + self._wire.body_timeout_s if request.has_body else self.deadline
+            if request.has_body:
+                self._expect_body(request)
             if request.expects and self._transport is not None:
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             if self._head_in and request.route.kind == "inference":
@@ -215,10 +212,16 @@ class ClientConnection(asyncio.Protocol):
     def _check_head(self, request: Request, version: str) -> None:
         if version not in ("1.0", "1.1"):
             raise Refusal(505, "only HTTP/1.1 is served here", code="bad_request", close=True)
-        if request.hosts != 1 and version == "1.1":
+        if request.hosts > 1 or (request.hosts == 0 and version == "1.1"):
             raise Refusal(400, "exactly one Host is needed", code="bad_request", close=True)
+        if request.hosts and not is_host(request.host):
+            raise Refusal(
+                400, "this is no Host: a name or an address, perhaps with a port", code="bad_request", close=True
+            )
         if self._parser.should_upgrade():
             raise Refusal(400, "no upgrade is served here", code="bad_request", close=True)
+        if not request.target.startswith(b"/"):
+            request.target = origin_form(request.target, request.host)
         request.route = route = find(request.method, request.target)
         if not route.open_to_all:
             if request.two_secrets:
@@ -287,12 +290,47 @@ class ClientConnection(asyncio.Protocol):
             self._transport.abort()
 
     def expire(self) -> None:
-        """The sweep found the deadline passed: a slow sender is told so, anyone else is cut off."""
-        transport = self._transport
-        if transport is None or transport.is_closing() or self._busy() or self.receiving is None:
+        """The sweep found the deadline passed: who kept up has another one, a slow sender is told so, anyone else is
+        cut off."""
+        transport, request = self._transport, self.receiving
+        if transport is None:
+            return
+        if (self.paused or transport.is_closing()) and self._reads_on(transport):
+            return
+        if transport.is_closing() or self._busy() or request is None:
             self.abort()
-        else:
+        elif not self._sends_on(request):
             self._refuse_and_close(Refusal(408, "the request took too long to arrive", code="timeout", close=True))
+
+    def _expect_body(self, request: Request) -> None:
+        at = now()
+        self._body_until = at + self._wire.body_timeout_s
+        self._counted = request.received
+        self.deadline = min(at + self._wire.rate_window_s, self._body_until)
+
+    def _sends_on(self, request: Request) -> bool:
+        """Whether enough of the body has come since the last look, and there is time for the rest."""
+        wire, at = self._wire, now()
+        if not request.method or at >= self._body_until:
+            return False
+        if request.received - self._counted < wire.least_bytes_per_s * wire.rate_window_s:
+            return False
+        self._counted = request.received
+        self.deadline = min(at + wire.rate_window_s, self._body_until)
+        return True
+
+    def _expect_reading(self) -> None:
+        self.deadline = now() + self._wire.rate_window_s
+        self._counted = self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    def _reads_on(self, transport: asyncio.Transport) -> bool:
+        """Whether the client has taken enough of its answers since the last look."""
+        before = self._counted
+        least = self._wire.least_bytes_per_s * self._wire.rate_window_s
+        if before - transport.get_write_buffer_size() < least:
+            return False
+        self._expect_reading()
+        return True
 
     def _serve(self, request: Request) -> None:
         if not self.paused:
@@ -326,7 +364,7 @@ class ClientConnection(asyncio.Protocol):
             return
         if not request.keep_alive:
             # Also for the rest of the answer there is a deadline: the client need not read it.
-            self.deadline = now() + self._wire.write_stall_timeout_s
+            self._expect_reading()
             if self._waiting or self.receiving is not None:
                 self._linger(transport)
             else:
@@ -351,8 +389,10 @@ class ClientConnection(asyncio.Protocol):
             return
         if waited:
             transport.resume_reading()
-        arriving = self.receiving is not None
-        self.deadline = now() + (self._wire.body_timeout_s if arriving else self._wire.idle_timeout_s)
+        if self.receiving is not None:
+            self._expect_body(self.receiving)
+        else:
+            self.deadline = now() + self._wire.idle_timeout_s
 
     def _refuse_and_close(self, refusal: Refusal) -> None:
         """For what cannot be a request: nothing after it is read. Answers that are under way come to their end."""

@@ -5,13 +5,12 @@ ends exactly once, in `_end`. Whatever happens first decides: a later event find
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from time import monotonic as now
 from typing import Protocol
 
 from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Result, Seats
 from modelyard.gateway.attempt import Attempt, Reader
-from modelyard.gateway.fields import parse, upstream_body, usage_asked
+from modelyard.gateway.fields import parse, upstream_body, usage_asked, warning_of
 from modelyard.gateway.heads import json_response, stream_head
 from modelyard.gateway.lanes import LAST_CHUNK, Usage, chunk
 from modelyard.gateway.refusals import Refusal, error_event, unavailable, unknown_model
@@ -70,6 +69,7 @@ class Exchange:
         request, worker = self.request, self.worker
         endpoint = request.route.endpoint
         parsed = parse(request.body, endpoint)
+        parsed.key_id = request.key.id
         call = parsed.call
         self.stream = call.stream is True
         self.usage_asked = self.stream and usage_asked(call)
@@ -79,8 +79,8 @@ class Exchange:
         self.admission = admission
         worker.keyring.authorize(request.key, call.model, endpoint)
         self.body = upstream_body(parsed, admission.deployment)
-        if parsed.stripped:
-            self.warning = _warning(parsed.stripped)
+        if parsed.stripped or parsed.bounded:
+            self.warning = warning_of(parsed)
         self.asking = Asking(key_id=request.key.id)
         return admission
 
@@ -268,9 +268,3 @@ class Exchange:
         if attempt is not None and admission is not None:
             admission.leave(attempt.seats, self._result(outcome))
         self.client.exchange_ended(self)
-
-
-def _warning(stripped: Iterable[str]) -> bytes:
-    """A header line that names the fields that were left out, as far as a header can hold their names."""
-    names = ", ".join(sorted(name[:64] for name in stripped if name.isascii() and name.isprintable())[:8])
-    return f"x-modelyard-ignored-fields: {names or '(not printable)'}\r\n".encode()

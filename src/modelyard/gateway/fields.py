@@ -7,6 +7,8 @@ refused by name. Inside messages nothing unknown passes."""
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+from hashlib import sha256
 from typing import Annotated, Any, Literal, cast
 
 import msgspec
@@ -14,7 +16,8 @@ from msgspec import Meta, Struct
 
 from modelyard.gateway.limits import FIELDS
 from modelyard.gateway.refusals import Refusal, invalid
-from modelyard.gateway.strict_json import children, depth, parse_object
+from modelyard.gateway.schemas import schema_problem, tools_problem, value_problem
+from modelyard.gateway.strict_json import depth, parse_object
 from modelyard.records.topology import Deployment
 
 _Name = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -75,7 +78,7 @@ class _Assistant(Struct, tag_field="role", tag="assistant", forbid_unknown_field
     reasoning: _Text | None = None
     reasoning_content: _Text | None = None
     refusal: _Text | None = None
-    annotations: Annotated[list[Any], Meta(max_length=0)] | None = None
+    annotations: Annotated[list[None], Meta(max_length=0)] | None = None
     audio: None = None
     function_call: None = None
 
@@ -127,13 +130,18 @@ class ChatCall(Call, kw_only=True):
         if self.response_format is not None and (problem := _response_format(self.response_format)):
             return "response_format", problem
         for name, value in (("tools", self.tools), ("tool_choice", self.tool_choice)):
-            if value is not None and depth(value) > FIELDS.json_depth:
-                return name, f"nests deeper than {FIELDS.json_depth} levels"
+            if value is not None and (problem := value_problem(value, FIELDS.json_depth)):
+                return name, problem
+        if self.tools is not None and (problem := tools_problem(self.tools)):
+            return "tools", problem
         return None
 
 
 class CompletionCall(Call, kw_only=True):
-    prompt: _Text | Annotated[list[Annotated[int, Meta(ge=0, le=2**31 - 1)]], Meta(min_length=1)]
+    prompt: (
+        _Text
+        | Annotated[list[Annotated[int, Meta(ge=0, le=2**31 - 1)]], Meta(min_length=1, max_length=FIELDS.prompt_tokens)]
+    )
     echo: bool | None = None
     suffix: _Text | None = None
     logprobs: Annotated[int, Meta(ge=0, le=FIELDS.top_logprobs)] | None = None
@@ -157,13 +165,17 @@ _MISSING = re.compile(r"missing required field `(\w+)`")
 
 
 class Parsed(Struct):
-    """A request body: `fields` as JSON values, `compact` their encoding, `call` the same as checked types;
-    `stripped` are the names that `call` does not know."""
+    """A request body: `fields` as JSON values, `compact` their encoding, `call` the same as checked types.
+
+    `stripped` are the names that `call` does not know, and once the deployment is known those that its engine is not
+    sent; `bounded` those that it is sent with a lower value. `key_id` is whose request it is."""
 
     fields: dict[str, Any]
     compact: bytes
     call: AnyCall
     stripped: frozenset[str] | set[str]
+    bounded: tuple[str, ...] = ()
+    key_id: str = ""
 
 
 def parse(body: bytes, endpoint: str) -> Parsed:
@@ -182,28 +194,87 @@ def parse(body: bytes, endpoint: str) -> Parsed:
 
 def upstream_body(parsed: Parsed, deployment: Deployment) -> bytes:
     """The body for the deployment's engine. Raises Refusal naming the field that it cannot have."""
-    fields, call, stripped = parsed.fields, parsed.call, parsed.stripped
-    for name in deployment.refused_fields:
+    fields, call, policy = parsed.fields, parsed.call, deployment.policy
+    for name in (*deployment.refused_fields, *policy.refused_fields):
         if fields.get(name) is not None:
             raise invalid(f"{name} is not supported by the engine behind {deployment.name!r}", name)
-    if stripped and deployment.policy.unknown_fields == "refuse":
-        name = min(stripped)[:64]
-        raise Refusal(400, f"unknown field {name!r}", code="unknown_parameter", param=name)
+    if parsed.stripped:
+        _settle_unknown(parsed, deployment)
+    dropped = [name for name in (*deployment.ignored_fields, *policy.stripped_fields) if fields.get(name) is not None]
+    if dropped:
+        parsed.stripped = parsed.stripped | set(dropped)
+    changed = _bounds(parsed, deployment.context_tokens)
+    if deployment.cache_salt and policy.salted:
+        changed["cache_salt"] = _salt_of(parsed.key_id)
     # We always ask for usage: the journal has it, and the lane withholds it from who did not ask.
     options = _WITH_USAGE if call.stream else None
     if (
-        not stripped
+        not parsed.stripped
+        and not changed
         and call.model == deployment.engine_model
         and fields.get("stream_options") == options
         and None not in fields.values()
     ):
         return parsed.compact
+    stripped = parsed.stripped
     built = {name: value for name, value in fields.items() if value is not None and name not in stripped}
     built["model"] = deployment.engine_model
     built.pop("stream_options", None)
     if options is not None:
         built["stream_options"] = options
+    built.update(changed)
     return msgspec.json.encode(built)
+
+
+def _settle_unknown(parsed: Parsed, deployment: Deployment) -> None:
+    """What becomes of the fields that we do not know: passed on, left out, or the request is refused."""
+    policy = deployment.policy
+    if policy.forwarded_fields:
+        forwarded = parsed.stripped.intersection(policy.forwarded_fields)
+        for name in forwarded:
+            _check_forwarded(name, parsed.fields[name])
+        parsed.stripped = parsed.stripped - forwarded
+    if parsed.stripped and policy.unknown_fields == "refuse":
+        name = min(parsed.stripped)[:64]
+        raise Refusal(400, f"unknown field {name!r}", code="unknown_parameter", param=name)
+
+
+def _check_forwarded(name: str, value: Any) -> None:
+    problem = value_problem(value, FIELDS.schema_depth)
+    if len(msgspec.json.encode(value)) > FIELDS.schema_bytes:
+        problem = f"is larger than {FIELDS.schema_bytes} bytes"
+    if problem:
+        raise invalid(f"{name} {problem}", name)
+
+
+def _bounds(parsed: Parsed, context_tokens: int) -> dict[str, Any]:
+    """Fields that ask for more than the deployment's context holds beside a prompt of one token, as they are sent on.
+    The prompt is counted by the engine alone: what does not fit beside it, it refuses."""
+    call, most = parsed.call, context_tokens - 1
+    asked = call.max_tokens
+    completion = call.max_completion_tokens if type(call) is ChatCall else None
+    if most < 1 or ((asked is None or asked <= most) and (completion is None or completion <= most)):
+        return {}
+    named = (("max_tokens", asked), ("max_completion_tokens", completion))
+    bounded = {name: most for name, value in named if value is not None and value > most}
+    parsed.bounded = tuple(bounded)
+    return bounded
+
+
+@lru_cache(maxsize=4096)
+def _salt_of(key_id: str) -> str:
+    """What keeps the cached prefixes of one key apart from those of others: the same after every start."""
+    return sha256(f"modelyard prefix cache {key_id}".encode()).hexdigest()[:32]
+
+
+def warning_of(parsed: Parsed) -> bytes:
+    """Header lines that name the fields which the engine was not sent, or not as they came, as far as a header can."""
+    lines = b""
+    for what, names in ((b"ignored", parsed.stripped), (b"bounded", parsed.bounded)):
+        if names:
+            shown = ", ".join(sorted(name[:64] for name in names if name.isascii() and name.isprintable())[:8])
+            lines += b"x-modelyard-%b-fields: %b\r\n" % (what, (shown or "(not printable)").encode())
+    return lines
 
 
 def usage_asked(call: AnyCall) -> bool:
@@ -232,15 +303,5 @@ def _response_format(value: _Object) -> str:
         return ""
     if len(msgspec.json.encode(schema)) > FIELDS.schema_bytes or depth(schema) > FIELDS.schema_depth + 2:
         return f"holds a schema larger than {FIELDS.schema_bytes} bytes or deeper than {FIELDS.schema_depth} levels"
-    return "holds a remote $ref" if _has_remote_reference(schema) else ""
-
-
-def _has_remote_reference(value: Any) -> bool:
-    pending = [value]
-    while pending:
-        item = pending.pop()
-        reference = cast("_Object", item).get("$ref") if isinstance(item, dict) else None
-        if isinstance(reference, str) and not reference.startswith("#"):
-            return True
-        pending.extend(children(item))
-    return False
+    inner = cast("_Object", schema).get("schema") if isinstance(schema, dict) else None
+    return value_problem(schema, FIELDS.json_depth) or (schema_problem(inner) if inner is not None else "")

@@ -14,11 +14,14 @@ class WireLimits:
     body_bytes: int = 8 * 1024 * 1024
     head_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
+    least_bytes_per_s: int = 1024
+    rate_window_s: float = 10.0
     idle_timeout_s: float = 75.0
     linger_s: float = 2.0
-    write_stall_timeout_s: float = 60.0
     write_buffer_bytes: int = 64 * 1024
+    unsent_bytes: int = 128 * 1024
     connections: int = 8192
+    connections_per_address: int = 1024
     upstream_idle_s: float = 2.0
     upstream_connect_timeout_s: float = 5.0
     upstream_body_bytes: int = 64 * 1024 * 1024
@@ -30,7 +33,7 @@ class FieldLimits:
     """Bounds on what a request may ask for; beyond them it is refused, naming the field."""
 
     json_depth: int = 64
-    json_values: int = 500_000
+    json_values: int = 250_000
     string_characters: int = 4 * 1024 * 1024
     messages: int = 4096
     choices: int = 8
@@ -41,6 +44,8 @@ class FieldLimits:
     tools: int = 128
     schema_bytes: int = 64 * 1024
     schema_depth: int = 16
+    pattern_characters: int = 512
+    prompt_tokens: int = 250_000
     max_tokens: int = 1_048_576
 
 

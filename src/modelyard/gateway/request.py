@@ -20,6 +20,7 @@ class Request:
 
     method = b""
     target = b""
+    host = b""
     secret = ""
     body = b""
     hosts = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,6 +50,33 @@ def find(method: bytes, target: bytes) -> Route:
     if path in _METHODS:
         raise _other_method(_METHODS[path])
     raise Refusal(404, "there is nothing here", code="not_found")
+
+
+# RFC 9112 section 3.2.2. What a name may hold is narrower here than RFC 3986 allows: no percent, no delimiters.
+_HOST = re.compile(rb"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+_ABSOLUTE = re.compile(rb"https?://([^/?]*)(.*)", re.IGNORECASE | re.DOTALL)
+_DEFAULT_PORT = re.compile(rb":(?:80|443)$")
+
+
+def is_host(value: bytes) -> bool:
+    """Whether a Host field names a host. No route ever depends on which: a bad one is refused because others might."""
+    return _HOST.fullmatch(value) is not None
+
+
+def origin_form(target: bytes, host: bytes) -> bytes:
+    """The path and query of a target in absolute form (as proxies are sent it); any other target as it is. Raises
+    Refusal (400) where it names another host than `host` does."""
+    absolute = _ABSOLUTE.fullmatch(target)
+    if absolute is None:
+        return target
+    named = absolute[1]
+    if not is_host(named) or (host and _bare(named) != _bare(host)):
+        raise Refusal(400, "the target names another host than Host does", code="bad_request", close=True)
+    return absolute[2] if absolute[2].startswith(b"/") else b"/" + absolute[2]
+
+
+def _bare(host: bytes) -> bytes:
+    return _DEFAULT_PORT.sub(b"", host.lower())
 
 
 def _other_method(allowed: str) -> Refusal:

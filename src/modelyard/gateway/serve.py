@@ -13,8 +13,10 @@ from pathlib import Path
 
 import uvloop
 
+from modelyard.gateway.certificates import Certificates
 from modelyard.gateway.journal import JournalWriter
 from modelyard.gateway.keyring import Keyring
+from modelyard.gateway.limits import WIRE, WireLimits
 from modelyard.gateway.listen import Tls
 from modelyard.gateway.service import Service
 from modelyard.gateway.worker import Worker
@@ -42,6 +44,7 @@ def run(
     prepare: Callable[[Service], list[asyncio.Task[None]]],
     *,
     tls: Tls | None = None,
+    wire: WireLimits = WIRE,
     lifeline: int | None = None,
     on_listening: Callable[[], None] | None = None,
 ) -> None:
@@ -51,7 +54,7 @@ def run(
     `prepare` fills the service and returns the tasks that keep it up to date."""
     raise_descriptor_limit()
     _keep_memory_for_a_moment()
-    uvloop.run(_serve(sock, journal_folder, prepare, tls, lifeline, on_listening))
+    uvloop.run(_serve(sock, journal_folder, prepare, tls, wire, lifeline, on_listening))
 
 
 async def _serve(
@@ -59,14 +62,18 @@ async def _serve(
     journal_folder: Path | None,
     prepare: Callable[[Service], list[asyncio.Task[None]]],
     tls: Tls | None,
+    wire: WireLimits,
     lifeline: int | None,
     on_listening: Callable[[], None] | None,
 ) -> None:
     loop = asyncio.get_running_loop()
     journal = JournalWriter(journal_folder)
-    service = Service(Worker(journal, Keyring()))
+    service = Service(Worker(journal, Keyring(), wire))
     tasks = prepare(service)
     tasks += [loop.create_task(service.sweep_forever()), loop.create_task(journal.sync_forever())]
+    certificates = Certificates(tls) if tls is not None else None
+    if certificates is not None:
+        tasks.append(loop.create_task(certificates.follow_forever()))
     ending = _Ending()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, ending.stop)
@@ -77,8 +84,8 @@ async def _serve(
         service.connection,
         sock=sock,
         backlog=4096,
-        ssl=tls.context() if tls else None,
-        ssl_handshake_timeout=TLS_HANDSHAKE_TIMEOUT_S if tls else None,
+        ssl=certificates.context if certificates else None,
+        ssl_handshake_timeout=TLS_HANDSHAKE_TIMEOUT_S if certificates else None,
     )
     _calm_the_collector()
     trimming = loop.create_task(_give_memory_back_forever())

@@ -12,7 +12,8 @@ import msgspec
 
 from modelyard.errors import UsageError
 from modelyard.gateway.admission import Admission
-from modelyard.gateway.client import ClientConnection, Connections
+from modelyard.gateway.client import ClientConnection
+from modelyard.gateway.connections import Connections
 from modelyard.gateway.group import Group
 from modelyard.gateway.keyring import KeyLog
 from modelyard.gateway.late import LateConnection
@@ -36,7 +37,7 @@ class Service:
         self.worker = worker
         # Set, before the first topology, where there are several workers.
         self.group: Group | None = None
-        self._connections = Connections()
+        self._connections: Connections[ClientConnection] = Connections(worker.wire)
         self._is_ending = False
 
     def connection(self) -> ClientConnection | LateConnection:

@@ -20,6 +20,7 @@ from modelyard.planning.suitability import asked_for, unfit
 from modelyard.records.plan import Artifact, Plan, Prediction, Rejected, ReplicaPlan, Setting
 from modelyard.spec.deployment import Deployment
 from modelyard.spec.sizes import show
+from modelyard.spec.wanted import SettingValue
 
 # The prediction that others read by its name: what a replica takes from the machine.
 MEMORY = "memory of one replica, KV cache full"
@@ -139,7 +140,7 @@ def _sized(
             accelerators=len(own[0]) if own else 0,
             build=devices.build,
         )
-        settings = sized.settings(room, deployment.settings, artifact.recommended)
+        settings = sized.settings(room, _overrides(deployment, engine), artifact.recommended)
     except BadSetting as error:
         raise CannotPlan(f"{deployment.name}: {error}", hint=error.fix) from error
     foot = need.footprint(division.context_tokens)
@@ -217,6 +218,18 @@ def _on_accelerators(need: Need, card: Card, engine: Accelerated) -> Need:
         default_sequences=engine.accelerator_sequences,
         default_because=engine.accelerator_sequences_because,
     )
+
+
+def _overrides(deployment: Deployment, engine: Engine) -> dict[str, SettingValue]:
+    """The operator's settings, and the one that strict isolation makes. Raises BadSetting where the two disagree."""
+    if deployment.isolation != "strict" or engine.capabilities.cache_salt:
+        return deployment.settings
+    if deployment.settings.get("prefix_cache"):
+        raise BadSetting(
+            f"isolation strict and settings.prefix_cache exclude each other: {engine.name} cannot keep keys apart",
+            "leave settings.prefix_cache out, or set isolation: salted",
+        )
+    return {**deployment.settings, "prefix_cache": False}
 
 
 def _plain(deployment: Deployment, artifact: Artifact, engine: Engine) -> Plan:

@@ -20,7 +20,9 @@ class Replica(Record):
 
 class Policy(Record):
     """How a deployment's requests are treated, as its operator wants it. `retry_after_s` is what clients are told where
-    nothing better is known."""
+    nothing better is known. `forwarded_fields` are request fields that we do not know and the engine does;
+    `stripped_fields` are left out of what the engine is asked, and named in a header; `refused_fields` are refused.
+    `salted`: prompts of different keys share no cached prefix, where the engine knows salts."""
 
     retry_after_s: int = 2
     max_queued: int = 64
@@ -28,12 +30,17 @@ class Policy(Record):
     first_byte_timeout_s: float = 600.0
     stall_timeout_s: float = 300.0
     unknown_fields: Literal["strip", "refuse"] = "strip"
+    forwarded_fields: tuple[str, ...] = ()
+    stripped_fields: tuple[str, ...] = ()
+    refused_fields: tuple[str, ...] = ()
+    salted: bool = True
 
 
 class Deployment(Record):
     """What is served under one public name. `engine_model` is the name that the engine itself answers to.
     While `open` is false nothing is routed and `reason` says why. `refused_fields` are request fields that the engine
-    cannot honour: a request that sets one is told so."""
+    cannot honour: a request that sets one is told so; `ignored_fields` are those that it would take and do nothing
+    about. `cache_salt`: it keeps cached prefixes apart by a salt in the request."""
 
     name: str
     engine_model: str
@@ -43,6 +50,8 @@ class Deployment(Record):
     open: bool = False
     reason: str = ""
     refused_fields: tuple[str, ...] = ()
+    ignored_fields: tuple[str, ...] = ()
+    cache_salt: bool = False
     policy: Policy = Policy()
 
 

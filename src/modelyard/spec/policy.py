@@ -14,4 +14,8 @@ def policy_of(deployment: Deployment) -> Policy:
         first_byte_timeout_s=deployment.timeouts.first_byte_s,
         stall_timeout_s=deployment.timeouts.stall_s,
         unknown_fields=deployment.unknown_fields,
+        forwarded_fields=deployment.fields.forward,
+        stripped_fields=deployment.fields.strip,
+        refused_fields=deployment.fields.refuse,
+        salted=deployment.isolation != "shared",
     )

@@ -15,6 +15,7 @@ from modelyard.spec import yaml_tree
 from modelyard.spec.sizes import decode_hook
 from modelyard.spec.wanted import (
     API_VERSION,
+    NEVER_FORWARDED,
     Deployment,
     DeploymentFile,
     Gateway,
@@ -37,8 +38,12 @@ def read_file(path: Path) -> DeploymentFile:
     except msgspec.ValidationError as error:
         raise _translated(document, error) from error
     folder = path.absolute().parent
+    deployments = _deployments(document, whole)
+    for at, deployment in enumerate(deployments):
+        steps = () if isinstance(whole, OneDeployment) else ("deployments", at)
+        _check_forwarded(document, deployment, (*steps, "fields", "forward"))
     return DeploymentFile(
-        deployments=tuple(_with_paths(one, folder) for one in _deployments(document, whole)),
+        deployments=tuple(_with_paths(one, folder) for one in deployments),
         gateway=_with_tls_paths(whole.gateway, folder),
     )
 
@@ -108,6 +113,8 @@ def _translated(document: yaml_tree.Document, error: msgspec.ValidationError) ->
     if missing := _MISSING.match(message):
         return document.error((*steps, missing[1]), "is missing", hint=f"add the key `{missing[1]}`")
     if "matching regex" in message:
+        if "fields" in steps:
+            return document.error(steps, "is not a request field's name", hint="use lower-case letters, digits and _")
         hint = "use lower-case letters and digits, separated by single dots or hyphens, such as qwen2.5-0.5b"
         return document.error(steps, "is not a name that can stand in paths and URLs", hint=hint)
     words = re.sub(r"`([\w| ]+)`", lambda found: _in_words(found[1]), message)
@@ -147,6 +154,13 @@ def _deployments(document: yaml_tree.Document, whole: OneDeployment | ManyDeploy
     return whole.deployments
 
 
+def _check_forwarded(document: yaml_tree.Document, deployment: Deployment, steps: yaml_tree.Steps) -> None:
+    for name in deployment.fields.forward:
+        if name in NEVER_FORWARDED:
+            hint = "it is ours to set, or lets a client reach what is not its own"
+            raise document.error(steps, f"{name!r} is never passed on from a client", hint=hint)
+
+
 def _with_paths(deployment: Deployment, folder: Path) -> Deployment:
     if not is_path(deployment.model):
         return deployment
@@ -156,5 +170,10 @@ def _with_paths(deployment: Deployment, folder: Path) -> Deployment:
 def _with_tls_paths(gateway: Gateway, folder: Path) -> Gateway:
     if gateway.tls is None:
         return gateway
-    tls = Tls(cert=absolute(gateway.tls.cert, folder), key=absolute(gateway.tls.key, folder))
+    authorities = gateway.tls.client_ca
+    tls = Tls(
+        cert=absolute(gateway.tls.cert, folder),
+        key=absolute(gateway.tls.key, folder),
+        client_ca=absolute(authorities, folder) if authorities is not None else None,
+    )
     return msgspec.structs.replace(gateway, tls=tls)

@@ -62,9 +62,39 @@ class Timeouts(Record, forbid_unknown_fields=True):
     stall_s: Annotated[Seconds, Meta(description="Between two pieces of an answer that has begun.")] = 300.0
 
 
+# What would let a client load files of the engine's machine, take another tenant's cache, or run code there: no
+# operator can mean that for every client.
+NEVER_FORWARDED = frozenset(
+    {"api_base", "api_key", "base_url", "cache_salt", "chat_template", "documents", "kv_transfer_params", "messages"}
+    | {"model", "prompt", "prompt_embeds", "stream", "stream_options"}
+)
+FieldName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
+FieldNames = Annotated[tuple[FieldName, ...], Meta(max_length=64)]
+
+
+class Fields(Record, forbid_unknown_fields=True):
+    """What becomes of single request fields, whatever is the rule for the others."""
+
+    forward: Annotated[
+        FieldNames,
+        Meta(description="Fields that we do not know and the engine does, such as chat_template_kwargs: passed on."),
+    ] = ()
+    strip: Annotated[
+        FieldNames, Meta(description="Fields that the engine never sees; a header of the answer names them.")
+    ] = ()
+    refuse: Annotated[FieldNames, Meta(description="Fields that are refused with 400, by name.")] = ()
+
+
 class Tls(Record, forbid_unknown_fields=True):
     cert: Annotated[str, Meta(description="Certificate chain in PEM; a path relative to this file.")]
     key: Annotated[str, Meta(description="Private key in PEM; a path relative to this file.")]
+    client_ca: Annotated[
+        str | None,
+        Meta(
+            description="Let in only clients with a certificate of these authorities (PEM; a path relative to this "
+            "file). A key is asked of them all the same."
+        ),
+    ] = None
 
 
 class Gateway(Record, forbid_unknown_fields=True):
@@ -74,8 +104,19 @@ class Gateway(Record, forbid_unknown_fields=True):
         str, Meta(min_length=1, description="Address to listen on; beyond loopback a key and TLS are needed.")
     ] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")] = 8000
-    tls: Annotated[Tls | None, Meta(description="Serve HTTPS with this certificate.")] = None
+    tls: Annotated[
+        Tls | None, Meta(description="Serve HTTPS with this certificate; new files are taken in as they appear.")
+    ] = None
     workers: Annotated[int, Meta(ge=1, le=64, description="Gateway processes that share the port.")] = 1
+    connections_per_address: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="Connections that one address (of IPv6: one /64 network) may hold; this machine's own are not "
+            "counted. Raise it where a proxy on another machine speaks for all clients.",
+        ),
+    ] = 1024
 
 
 class Deployment(Record, forbid_unknown_fields=True):
@@ -108,6 +149,15 @@ class Deployment(Record, forbid_unknown_fields=True):
         Literal["strip", "refuse"],
         Meta(description="Request fields that we do not know: left out with a warning header, or refused with 400."),
     ] = "strip"
+    fields: Annotated[Fields, Meta(description="Exceptions for request fields by name.")] = Fields()
+    isolation: Annotated[
+        Literal["shared", "salted", "strict"],
+        Meta(
+            description="Whether one key can learn from the time of its first token what another has asked: `salted` "
+            "keeps the cached prefixes of keys apart where the engine can (vllm), `strict` also switches the prefix "
+            "cache off where it cannot, `shared` lets all keys share one."
+        ),
+    ] = "salted"
 
 
 class DeploymentFile(Record):

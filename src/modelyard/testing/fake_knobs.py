@@ -100,6 +100,8 @@ class Knobs:
     """Time before the first token of an answer; the prompt is processed, and counted, in slices of it."""
     prefill_token_s: float = 0.0
     """Time for each token of a prompt that is not cached, besides."""
+    prefix_cache: bool = True
+    """Remember prompts, apart for each `cache_salt` of a request; false computes every prompt anew."""
     token_interval_s: float = 0.0
     """Time before each token of an answer."""
 

@@ -25,6 +25,7 @@ class Ask:
     prompt: str
     prompt_tokens: int
     answer: Answer
+    salt: str
     stream: bool
     include_usage: bool
 
@@ -81,6 +82,7 @@ def _ask(
         prompt=prompt,
         prompt_tokens=prompt_tokens,
         answer=answer,
+        salt=str(fields.get("cache_salt") or ""),
         stream=stream,
         include_usage=is_object(options) and options.get("include_usage") is True,
     )

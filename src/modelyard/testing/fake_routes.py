@@ -28,7 +28,7 @@ class Routes:
         self.weights = bytearray()
         self._model = FakeModel(knobs)
         self._seen: deque[dict[str, object]] = deque(maxlen=SEEN_REQUESTS)
-        self._prompts: set[str] = set()
+        self._prompts: set[tuple[str, str]] = set()
         self._answered = 0
         self._routes: dict[tuple[str, str], Callable[[Request, Reply], Awaitable[None] | None]] = {
             ("GET", "/health"): self._health,
@@ -127,10 +127,11 @@ class Routes:
         await self._answer(read_completion(request.body, self.knobs), reply)
 
     async def _answer(self, ask: Ask, reply: Reply) -> None:
-        cached = ask.prompt_tokens - 1 if ask.prompt in self._prompts else 0
+        salted = (ask.salt, ask.prompt)
+        cached = ask.prompt_tokens - 1 if self.knobs.prefix_cache and salted in self._prompts else 0
         if len(self._prompts) >= REMEMBERED_PROMPTS:
             self._prompts.clear()
-        self._prompts.add(ask.prompt)
+        self._prompts.add(salted)
         self._answered += 1
         job = Job(ask.prompt, ask.prompt_tokens, cached, ask.answer)
         shapes = Shapes.of(ask, self._answered, cached, self.knobs.defect)

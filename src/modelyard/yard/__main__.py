@@ -9,8 +9,9 @@ from pathlib import Path
 
 from modelyard import settings
 from modelyard.clock import SYSTEM
-from modelyard.errors import ModelyardError, UsageError
-from modelyard.gateway.listen import Tls, check_bind
+from modelyard.errors import ModelyardError
+from modelyard.gateway.limits import WIRE
+from modelyard.gateway.listen import check_bind, tls_of
 from modelyard.records.base import encode
 from modelyard.records.listening import Listening, StartFailed, StartOutcome
 from modelyard.state import open_state
@@ -25,6 +26,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--tls-cert", type=Path)
     parser.add_argument("--tls-key", type=Path)
+    parser.add_argument("--tls-client-ca", type=Path)
+    parser.add_argument("--connections-per-address", type=int, default=WIRE.connections_per_address)
     parser.add_argument(
         "--insecure-listen", action="store_true", help="beyond loopback without TLS: something else guards it"
     )
@@ -41,7 +44,9 @@ def main() -> None:
 
 def _run(chosen: argparse.Namespace) -> None:
     ours = settings.load()
-    tls = _tls(chosen)
+    tls = tls_of(chosen.tls_cert, chosen.tls_key, chosen.tls_client_ca)
+    if tls is not None:
+        tls.context()
     # Every client needs a key always: what may be missing beyond loopback is TLS.
     check_bind(chosen.host, has_key=True, has_tls=tls is not None, insecure=chosen.insecure_listen)
     yard_settings = YardSettings(
@@ -52,19 +57,10 @@ def _run(chosen: argparse.Namespace) -> None:
         children_environ={name: ours.environ[name] for name in INHERITED if name in ours.environ},
         watched=chosen.watch_fd,
         workers=max(1, chosen.workers),
+        connections_per_address=chosen.connections_per_address,
     )
     state = open_state(ours.state_dir)
     Yard(state, yard_settings, SYSTEM).run(lambda listening: _tell(chosen.outcome_fd, listening))
-
-
-def _tls(chosen: argparse.Namespace) -> Tls | None:
-    if (chosen.tls_cert is None) != (chosen.tls_key is None):
-        raise UsageError("TLS needs both files", hint="give --tls-cert and --tls-key")
-    if chosen.tls_cert is None:
-        return None
-    tls = Tls(chosen.tls_cert, chosen.tls_key)
-    tls.context()
-    return tls
 
 
 def _tell(descriptor: int | None, outcome: StartOutcome) -> None:

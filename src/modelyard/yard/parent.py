@@ -17,6 +17,7 @@ from types import FrameType
 
 from modelyard import __version__
 from modelyard.clock import Clock
+from modelyard.gateway.limits import WIRE
 from modelyard.gateway.listen import Tls, listening_socket
 from modelyard.node.lease import RENEW_EVERY_S, Lease
 from modelyard.records.base import encode
@@ -48,6 +49,7 @@ class YardSettings:
     children_environ: dict[str, str]
     watched: int | None = None
     workers: int = 1
+    connections_per_address: int = WIRE.connections_per_address
 
 
 class Yard:
@@ -107,6 +109,8 @@ class Yard:
         gateway_argv = [*python, "modelyard.gateway", *common, "--listen-fd", str(public.fileno())]
         if tls is not None:
             gateway_argv += ["--tls-cert", str(tls.certificate), "--tls-key", str(tls.key)]
+            gateway_argv += ["--tls-client-ca", str(tls.client_ca)] if tls.client_ca is not None else []
+        gateway_argv += ["--connections-per-address", str(self._settings.connections_per_address)]
         sockets = ["--admin-fd", str(admin.fileno()), "--rendezvous-fd", str(rendezvous.fileno())]
         control_argv = [*python, "modelyard.control", *common, *sockets, "--lease-s", str(self._settings.lease_s)]
         environ = self._settings.children_environ
