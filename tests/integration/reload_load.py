@@ -48,7 +48,9 @@ class BusyClients:
             await self._news.wait()
 
     async def _ask_on(self, number: int, fresh: bool) -> None:
-        connector = aiohttp.TCPConnector(limit=1, force_close=fresh, keepalive_timeout=600)
+        connector = (
+            aiohttp.TCPConnector(force_close=True) if fresh else aiohttp.TCPConnector(limit=1, keepalive_timeout=600)
+        )
         async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=60)) as http:
             turn = number
             while not self._stopping:
