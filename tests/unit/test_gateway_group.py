@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from gateway_fakes import MODEL, deployment
 
-from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Seats
+from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued
 from modelyard.gateway.group import Group
 from modelyard.gateway.group_wire import Ask, Hello
 from modelyard.gateway.refusals import Refusal
+from modelyard.gateway.seats import Seats
 from modelyard.records.decision import Decision
 from modelyard.records.topology import Deployment, Replica
 

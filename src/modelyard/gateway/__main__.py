@@ -7,11 +7,13 @@ import asyncio
 import dataclasses
 import os
 import socket
+import time
 from pathlib import Path
 
 from modelyard.gateway import limits, serve
 from modelyard.gateway.group import Group
 from modelyard.gateway.listen import tls_of
+from modelyard.gateway.seeding import seed
 from modelyard.gateway.service import Follower, Service
 from modelyard.state import StateDirectory
 
@@ -41,6 +43,8 @@ def main() -> None:
             service.group = Group(state.admission, chosen.workers, service.worker.admissions, follower.follow)
             tasks.append(loop.create_task(service.group.keep_forever()))
         follower.follow()
+        worker = service.worker
+        seed(worker.accounts, worker.keyring, state.spending, state.journal, time.time())
         return [*tasks, loop.create_task(follower.follow_forever())]
 
     sock = socket.socket(fileno=chosen.listen_fd)

@@ -7,8 +7,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from random import random
+from time import monotonic
 
-from modelyard.gateway.admission import WITHDRAWN, Admission, Queued, Seats
+from modelyard.gateway.admission import WITHDRAWN, Admission, Queued
+from modelyard.gateway.breaker import CLOSED
 from modelyard.gateway.group_wire import (
     PROTOCOL,
     Ask,
@@ -18,13 +21,14 @@ from modelyard.gateway.group_wire import (
     Granted,
     Hello,
     Holding,
+    Learned,
     Leave,
     Members,
     NotSeated,
-    Refused,
     ToOwner,
 )
 from modelyard.gateway.refusals import Refusal
+from modelyard.gateway.seats import Seats
 from modelyard.records.decision import Decision
 
 Launch = tuple[str, str, str]
@@ -134,11 +138,8 @@ class Link(Frames):
                 self._leave(message)
             case Forget():
                 self._forget(message)
-            case Refused():
-                found = self._desk.seats(message.deployment, message.replica, message.launch)
-                if found is not None:
-                    door, seats = found
-                    door.refused(seats)
+            case Learned():
+                self._learn(message)
             case Holding():
                 self._hold(message)
             case Declared():
@@ -196,7 +197,18 @@ class Link(Frames):
         if held is None or not held.count:
             return
         held.count -= 1
-        held.door.leave(held.seats, leave.result)
+        door, seats, kind = held.door, held.seats, leave.result.kind
+        if seats.breaker is not CLOSED and kind != "failed":
+            # The worker knows nothing of what others have made of it, a probe of its own among that.
+            door.learn(seats, kind, monotonic(), random())
+        door.leave(seats, leave.result)
+
+    def _learn(self, learned: Learned) -> None:
+        found = self._desk.seats(learned.deployment, learned.replica, learned.launch)
+        if found is not None:
+            door, seats = found
+            seats.refusing = seats.refusing or learned.refusing
+            door.learn(seats, learned.event, monotonic(), random())
 
     def _forget(self, forget: Forget) -> None:
         waiting = self._waiting.pop(forget.id, None)

@@ -16,7 +16,8 @@ import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Result, Seats, Waiter
+from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Result, Waiter
+from modelyard.gateway.breaker import Event
 from modelyard.gateway.desk import Desk
 from modelyard.gateway.group_wire import (
     PROTOCOL,
@@ -27,13 +28,14 @@ from modelyard.gateway.group_wire import (
     Granted,
     Hello,
     Holding,
+    Learned,
     Leave,
     Members,
     NotSeated,
-    Refused,
     ToWorker,
 )
 from modelyard.gateway.refusals import Refusal
+from modelyard.gateway.seats import Seats
 from modelyard.gateway.shared_door import Place, SharedDoor
 from modelyard.records.topology import Deployment
 
@@ -50,7 +52,7 @@ class Group:
     the topology anew."""
 
     def __init__(self, address: Path, workers: int, doors: Mapping[str, Admission], look: Callable[[], None]) -> None:
-        self.is_here = False
+        self.is_here, self.workers = False, workers
         self._address, self._doors = address, doors
         self._members = workers - 1
         self._places: dict[int, Place] = {}
@@ -90,10 +92,10 @@ class Group:
             replica = seats.replica
             self._link.send(Leave(door.deployment.name, replica.name, replica.launch, result))
 
-    def took_no_connection(self, door: SharedDoor, seats: Seats) -> None:
+    def learned(self, door: SharedDoor, seats: Seats, event: Event) -> None:
         if self._link is not None:
             replica = seats.replica
-            self._link.send(Refused(door.deployment.name, replica.name, replica.launch))
+            self._link.send(Learned(door.deployment.name, replica.name, replica.launch, event, seats.refusing))
 
     def forget(self, door: SharedDoor, ticket: Queued) -> None:
         place = ticket if isinstance(ticket, Place) else self._moved.pop(ticket, None)

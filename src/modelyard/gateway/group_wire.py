@@ -13,6 +13,7 @@ from typing import TypeVar, cast
 import msgspec
 
 from modelyard.gateway.admission import Asking, Result
+from modelyard.gateway.breaker import Event
 from modelyard.records.decision import Decision
 
 # Raised with any change of a message: a worker of another version is not spoken to.
@@ -63,6 +64,16 @@ class Forget(_Message):
     id: int
 
 
+class Learned(_Message):
+    """How the launch fared, for its breaker; `refusing` where it took no connection."""
+
+    deployment: str
+    replica: str
+    launch: str
+    event: Event
+    refusing: bool
+
+
 class Leave(_Message):
     """A seat is given back."""
 
@@ -70,14 +81,6 @@ class Leave(_Message):
     replica: str
     launch: str
     result: Result
-
-
-class Refused(_Message):
-    """The launch took no connection."""
-
-    deployment: str
-    replica: str
-    launch: str
 
 
 # The owner to a worker.
@@ -104,7 +107,7 @@ class NotSeated(_Message):
     reason: str
 
 
-ToOwner = Hello | Holding | Declared | Ask | Forget | Leave | Refused
+ToOwner = Hello | Holding | Declared | Ask | Forget | Learned | Leave
 ToWorker = Members | Granted | NotSeated
 M = TypeVar("M")
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from modelyard.gateway.admission import Admission, Asking, Queued, Result, Seats, Waiter
+from modelyard.gateway.admission import Admission, Asking, Queued, Result, Waiter
+from modelyard.gateway.breaker import Event
+from modelyard.gateway.seats import Seats
 from modelyard.records.decision import Decision
 
 
@@ -24,15 +26,17 @@ class Place(Queued):
 
 
 class Owner(Protocol):
-    """Where the door's questions go. `is_here`: this worker owns every door, and knows what the others hold."""
+    """Where the door's questions go. `is_here`: this worker owns every door, and knows what the others hold. `workers`
+    is how many share the doors."""
 
     is_here: bool
+    workers: int
 
     def ask(self, door: SharedDoor, waiter: Waiter, asking: Asking, now: float) -> Queued: ...
 
     def left(self, door: SharedDoor, seats: Seats, result: Result) -> None: ...
 
-    def took_no_connection(self, door: SharedDoor, seats: Seats) -> None: ...
+    def learned(self, door: SharedDoor, seats: Seats, event: Event) -> None: ...
 
     def forget(self, door: SharedDoor, ticket: Queued) -> None: ...
 
@@ -56,9 +60,20 @@ class SharedDoor(Admission):
             seats.in_flight -= 1
             self.owner.left(self, seats, result)
 
-    def refused(self, seats: Seats) -> bool:
-        self.owner.took_no_connection(self, seats)
-        return Admission.refused(self, seats)
+    def learn(self, seats: Seats, event: Event, now: float, chance: float) -> None:
+        Admission.learn(self, seats, event, now, chance)
+        if event in ("lost", "erred"):
+            # The rest the owner learns by the end of a seat.
+            self.owner.learned(self, seats, event)
+
+    def take_retry(self, now: float) -> bool:
+        """Of a share of this worker's own requests, and of this worker's part of what is free: all workers together
+        retry no more than one alone might."""
+        limits = self.deployment.policy.failover
+        filled = self.retries.filled(self.requests, now, limits.retry_share, limits.retries_per_s / self.owner.workers)
+        left = filled.spent()
+        self.retries = left or filled
+        return left is not None
 
     def forget(self, ticket: Queued) -> None:
         self.owner.forget(self, ticket)
