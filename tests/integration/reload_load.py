@@ -13,6 +13,7 @@ from yards import CHAT, RunningYard
 
 # What a client meets that re-uses a connection at the very moment at which it is closed.
 _IDLE_CLOSE = (aiohttp.ServerDisconnectedError, ConnectionResetError)
+_RESET = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError)
 
 
 class BusyClients:
@@ -27,6 +28,7 @@ class BusyClients:
         self.failures: list[str] = []
         self.key = yard.key
         self._stopping = False
+        self._forgiven = 0
         self._news = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -39,6 +41,10 @@ class BusyClients:
     ) -> None:
         self._stopping = True
         await asyncio.gather(*self._tasks)
+
+    def forgive_resets(self, *, most: int) -> None:
+        """Something that clients are connected to is about to be killed: from now on so many resets are no failure."""
+        self._forgiven = most
 
     async def more(self, count: int) -> None:
         """Until `count` more answers have come, or one has failed."""
@@ -65,6 +71,9 @@ class BusyClients:
                         self.idle_closes += 1
                         await self._ask(http, stream=turn % 2 == 0)
                 except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                    if self._forgiven > 0 and isinstance(error, _RESET):
+                        self._forgiven -= 1
+                        continue
                     self.failures.append(f"{'fresh' if fresh else 'kept'}: {type(error).__name__}: {error}")
 
     async def _ask(self, http: aiohttp.ClientSession, *, stream: bool) -> None:
