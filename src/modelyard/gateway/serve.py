@@ -8,11 +8,13 @@ import gc
 import resource
 import signal
 import socket
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 
 import uvloop
 
+from modelyard.gateway.accepting import Acceptor
 from modelyard.gateway.certificates import Certificates
 from modelyard.gateway.journal import JournalWriter
 from modelyard.gateway.keyring import Keyring
@@ -80,13 +82,7 @@ async def _serve(
     loop.add_signal_handler(signal.SIGUSR1, ending.step_aside)
     if lifeline is not None:
         watch_lifeline(loop, lifeline)
-    server = await loop.create_server(
-        service.connection,
-        sock=sock,
-        backlog=4096,
-        ssl=certificates.context if certificates else None,
-        ssl_handshake_timeout=TLS_HANDSHAKE_TIMEOUT_S if certificates else None,
-    )
+    server = await _listen(sock, service, certificates.context if certificates else None)
     _calm_the_collector()
     trimming = loop.create_task(_give_memory_back_forever())
     if on_listening is not None:
@@ -101,6 +97,18 @@ async def _serve(
     for task in (*tasks, trimming):
         task.cancel()
     journal.close()
+
+
+async def _listen(sock: socket.socket, service: Service, context: ssl.SSLContext | None) -> Acceptor | asyncio.Server:
+    if service.group is not None:
+        return Acceptor(sock, service.connection, context, TLS_HANDSHAKE_TIMEOUT_S)
+    return await asyncio.get_running_loop().create_server(
+        service.connection,
+        sock=sock,
+        backlog=4096,
+        ssl=context,
+        ssl_handshake_timeout=TLS_HANDSHAKE_TIMEOUT_S if context is not None else None,
+    )
 
 
 async def _until_stopped(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
