@@ -15,6 +15,7 @@ from typer.cli import get_docs_for_click
 from modelyard import errors
 from modelyard.cli.app import app
 from modelyard.gateway import limits
+from modelyard.gateway.overload import OVERLOAD
 from modelyard.spec.deployment import json_schema
 
 FOLDER = Path(__file__).parent / "reference"
@@ -36,7 +37,8 @@ def schema() -> str:
 def bounds() -> str:
     """Every bound that the gateway puts on what reaches it."""
     lines = ["# Limits of the gateway", ""]
-    for kind, value in ((limits.WireLimits, limits.WIRE), (limits.FieldLimits, limits.FIELDS)):
+    for value in (limits.WIRE, limits.FIELDS, limits.DOOR, OVERLOAD):
+        kind = type(value)
         lines += [
             f"## {_title(kind.__name__)}",
             "",
@@ -45,7 +47,7 @@ def bounds() -> str:
             "| limit | value |",
             "|---|---|",
         ]
-        lines += [f"| `{field.name}` | {getattr(value, field.name):,} |" for field in fields(kind)]
+        lines += [f"| `{field.name}` | {_shown(getattr(value, field.name))} |" for field in fields(kind)]
         lines.append("")
     return HEAD + "\n".join(lines)
 
@@ -67,6 +69,10 @@ PAGES = {
     "limits.md": bounds,
     "exit-codes.md": exit_codes,
 }
+
+
+def _shown(value: object) -> str:
+    return ", ".join(map(_shown, value)) if isinstance(value, tuple) else f"{value:,}"
 
 
 def _title(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from gateway_fakes import (
     post,
     split_responses,
 )
+from msgspec.structs import replace
 
 from modelyard.gateway.balance import choose, replay
 from modelyard.gateway.budget import Budget

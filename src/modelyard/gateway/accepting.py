@@ -1,73 +1,66 @@
-"""Taking connections from a socket that several workers share, so that each gets its part.
-
-The kernel wakes all of them for a new connection, and libuv's own loop lets the quickest take everything that waits: of
-300 connections opened at once, 265 came to one of three workers. Whoever has taken some here rests for a moment, in
-which the others take theirs: 114, 104, 82, and one after another 102, 100, 98 (docs/decisions/0024)."""
+"""Taking connections from the listening socket, and stopping for a while."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections.abc import Callable
 
-# Together they let one worker take 8,000 connections a second, more than it can serve.
-MOST_AT_ONCE = 8
-REST_S = 0.001
-# No descriptor or no memory is left: that passes.
-EXHAUSTED_REST_S = 0.1
+from modelyard.gateway.taking_turns import TakingTurns
+
+BACKLOG = 4096
+TLS_HANDSHAKE_TIMEOUT_S = 10.0
 
 
-class Acceptor:
-    """Accepts from `sock`, which does not block, until it is closed; `make` builds the protocol of each connection."""
+class Accepting:
+    """While `paused` what comes waits in the kernel's queue. Without a pause a listener out of descriptors would take
+    connections only to close them: libuv keeps one descriptor back for that. `shared` where other workers take
+    connections from the same socket."""
 
     def __init__(
         self,
         sock: socket.socket,
-        make: Callable[[], asyncio.BaseProtocol],
+        protocol: Callable[[], asyncio.Protocol],
         context: ssl.SSLContext | None,
-        handshake_timeout_s: float,
+        *,
+        shared: bool = False,
     ) -> None:
-        self._sock, self._make = sock, make
-        self._context, self._handshake_timeout_s = context, handshake_timeout_s if context is not None else None
-        self._loop = asyncio.get_running_loop()
-        self._resting: asyncio.TimerHandle | None = None
-        self._beginning: set[asyncio.Task[None]] = set()
-        self._loop.add_reader(sock.fileno(), self._take)
+        self._sock, self._protocol = sock, protocol
+        self._context, self._shared = context, shared
+        self._handshake_timeout_s = TLS_HANDSHAKE_TIMEOUT_S if context is not None else None
+        self._server: asyncio.Server | TakingTurns | None = None
 
-    def close(self) -> None:
-        """Take no more; the socket itself belongs to others too."""
-        if self._resting is not None:
-            self._resting.cancel()
-            self._resting = None
-        self._loop.remove_reader(self._sock.fileno())
-        self._sock.close()
+    @property
+    def paused(self) -> bool:
+        return self._server is None
 
-    def _take(self) -> None:
-        rest_s = REST_S
-        try:
-            for _ in range(MOST_AT_ONCE):
-                connection, _ = self._sock.accept()
-                connection.setblocking(False)
-                task = self._loop.create_task(self._begin(connection))
-                self._beginning.add(task)
-                task.add_done_callback(self._beginning.discard)
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            pass
-        except OSError:
-            rest_s = EXHAUSTED_REST_S
-        self._loop.remove_reader(self._sock.fileno())
-        self._resting = self._loop.call_later(rest_s, self._go_on)
+    async def start(self) -> None:
+        if self._server is not None:
+            return
+        # A server closes its socket with itself: it gets a second descriptor of the same one.
+        sock = self._sock.dup()
+        if self._shared:
+            self._server = TakingTurns(sock, self._protocol, self._context, self._handshake_timeout_s)
+            return
+        self._server = await asyncio.get_running_loop().create_server(
+            self._protocol,
+            sock=sock,
+            backlog=BACKLOG,
+            ssl=self._context,
+            ssl_handshake_timeout=self._handshake_timeout_s,
+        )
 
-    def _go_on(self) -> None:
-        self._resting = None
-        self._loop.add_reader(self._sock.fileno(), self._take)
+    def pause(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
 
-    async def _begin(self, connection: socket.socket) -> None:
-        try:
-            await self._loop.connect_accepted_socket(
-                self._make, connection, ssl=self._context, ssl_handshake_timeout=self._handshake_timeout_s
-            )
-        except (OSError, ssl.SSLError, TimeoutError):
-            # The client has gone, or does not speak TLS.
-            connection.close()
+    async def follow(self, closed: bool) -> None:
+        """Pause or go on. Where there is no descriptor to go on with, the next look tries again."""
+        if closed:
+            self.pause()
+        else:
+            with contextlib.suppress(OSError):
+                await self.start()

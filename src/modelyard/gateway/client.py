@@ -14,11 +14,14 @@ import httptools
 
 from modelyard.gateway.connections import Connections
 from modelyard.gateway.exchange import Exchange
-from modelyard.gateway.refusals import Refusal
+from modelyard.gateway.refusals import Refusal, unavailable
 from modelyard.gateway.request import HeadMemo, Request
 from modelyard.gateway.routes import find, is_host, origin_form
 from modelyard.gateway.turns import LARGE_BODY_BYTES
 from modelyard.gateway.worker import Worker
+
+# So many more than there may be are told so before they are closed.
+TURNED_AWAY = 32
 
 
 class ClientConnection(asyncio.Protocol):
@@ -77,7 +80,10 @@ class ClientConnection(asyncio.Protocol):
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if not self._connections.add(self, transport.get_extra_info("peername")):
-            self.abort()
+            if 0 < len(self._connections.open) - self._wire.connections <= TURNED_AWAY:
+                self.turn_away()
+            else:
+                self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -92,7 +98,7 @@ class ClientConnection(asyncio.Protocol):
         request = self.receiving
         self._head_in = b""
         if request is None and self.exchange is None and not self._waiting and not self.paused:
-            if self._memo is not None:
+            if self._memo is not None and not self._worker.pressure.level:
                 again = self._memo.repeated(data, self._worker.new_request)
                 if again is not None:
                     self._serve(again)
@@ -232,6 +238,8 @@ class ClientConnection(asyncio.Protocol):
                 raise Refusal(401, "send one key, once", code="invalid_api_key", close=True)
             request.key = self._worker.authenticate(request.secret)
             request.admitted = True
+            if self._worker.pressure.level and route.kind == "inference":
+                self._worker.check_load(request.key.priority)
         if request.content_length > self._wire.body_bytes:
             raise self._body_too_large()
         if request.coded:
@@ -289,6 +297,19 @@ class ClientConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
+    def turn_away(self) -> None:
+        """There are too many connections: said before anything is read."""
+        transport = self._transport
+        if transport is not None:
+            refusal = unavailable("the gateway has too many connections", retry_after_s=1, code="overloaded")
+            transport.write(refusal.response("-", keep_alive=False))
+            self._linger(transport)
+
+    def let_idle_go(self, by: float) -> None:
+        """An idle connection ends then unless a request comes."""
+        if self.exchange is None and self.receiving is None and not self._waiting and not self.paused:
+            self.deadline = min(self.deadline, by)
+
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
@@ -339,7 +360,8 @@ class ClientConnection(asyncio.Protocol):
     def _serve(self, request: Request) -> None:
         if not self.paused:
             self.deadline = float("inf")
-        request.keep_alive = request.keep_alive and not self._worker.draining
+        if self._worker.draining or self._worker.pressure.level:
+            request.keep_alive = False
         if request.refusal is not None:
             request.keep_alive = request.keep_alive and not request.refusal.close
             response = request.refusal.response(request.id, keep_alive=request.keep_alive, shape=request.route.shape)

@@ -5,12 +5,13 @@ A worker that dies takes its link with it: what it held is free and what it wait
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import random
 from time import monotonic
 
-from modelyard.gateway.admission import WITHDRAWN, Admission, Queued
+from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued
 from modelyard.gateway.breaker import CLOSED
 from modelyard.gateway.group_wire import (
     PROTOCOL,
@@ -27,20 +28,22 @@ from modelyard.gateway.group_wire import (
     NotSeated,
     ToOwner,
 )
-from modelyard.gateway.refusals import Refusal
+from modelyard.gateway.refusals import Refusal, unavailable
 from modelyard.gateway.seats import Seats
+from modelyard.gateway.shared_door import OfAnother, SharedDoor
 from modelyard.records.decision import Decision
+from modelyard.records.topology import Policy
 
 Launch = tuple[str, str, str]
 
 
 @dataclass(slots=True)
 class _Held:
-    """Seats of one worker at one launch."""
+    """Seats of one worker at one launch, by key."""
 
     door: Admission
     seats: Seats
-    count: int = 0
+    keys: Counter[str] = field(default_factory=Counter[str])
 
 
 class Desk:
@@ -157,51 +160,57 @@ class Link(Frames):
             return
         door = desk.door(ask.deployment)
         if door is None:
-            self.send(NotSeated(ask.id, "no replica is ready"))
+            text = f"{ask.deployment!r} is not ready: no replica is ready"
+            self.turn_away(ask.id, unavailable(text, retry_after_s=Policy().retry_after_s))
             return
-        waiter = _Remote(self, ask.id, door)
+        waiter = _Remote(self, ask, door)
         try:
             ticket = door.enter(waiter, ask.asking, ask.at)
         except Refusal as refusal:
-            self.send(NotSeated(ask.id, refusal.message))
+            self.turn_away(ask.id, refusal)
             return
         if ticket is not None:
             self._waiting[ask.id] = (door, ticket)
 
-    def grant(self, id: int, door: Admission, seats: Seats, decision: Decision) -> None:
-        self._waiting.pop(id, None)
+    def grant(self, ask: Ask, door: Admission, seats: Seats, decision: Decision) -> None:
+        self._waiting.pop(ask.id, None)
         replica = seats.replica
-        self._count(door, seats, 1)
-        self.send(Granted(id, door.deployment.name, replica.name, replica.launch, decision))
+        self._count(door, seats, ask.asking.key_id, 1)
+        key_id = ask.asking.key_id
+        self.send(Granted(ask.id, door.deployment.name, replica.name, replica.launch, key_id, decision))
 
-    def turn_away(self, id: int, reason: str) -> None:
+    def turn_away(self, id: int, refusal: Refusal) -> None:
         self._waiting.pop(id, None)
-        self.send(NotSeated(id, reason))
+        self.send(NotSeated(id, refusal.status, refusal.message, refusal.code, refusal.retry_after_s))
 
-    def _count(self, door: Admission, seats: Seats, count: int) -> None:
+    def _count(self, door: Admission, seats: Seats, key_id: str, count: int) -> None:
         launch = (door.deployment.name, seats.replica.name, seats.replica.launch)
         held = self._held.get(launch)
         if held is None or held.seats is not seats:
             held = self._held[launch] = _Held(door, seats)
-        held.count += count
+        held.keys[key_id] += count
 
     def _hold(self, holding: Holding) -> None:
         found = self._desk.seats(holding.deployment, holding.replica, holding.launch)
         if found is not None:
             door, seats = found
             seats.in_flight += holding.seats
-            self._count(door, seats, holding.seats)
+            if isinstance(door, SharedDoor):
+                door.count_share(holding.key_id, holding.seats, monotonic())
+            self._count(door, seats, holding.key_id, holding.seats)
 
     def _leave(self, leave: Leave) -> None:
         held = self._held.get((leave.deployment, leave.replica, leave.launch))
-        if held is None or not held.count:
+        key_id = leave.asking.key_id
+        if held is None or held.keys[key_id] <= 0:
             return
-        held.count -= 1
+        held.keys[key_id] -= 1
         door, seats, kind = held.door, held.seats, leave.result.kind
         if seats.breaker is not CLOSED and kind != "failed":
             # The worker knows nothing of what others have made of it, a probe of its own among that.
             door.learn(seats, kind, monotonic(), random())
-        door.leave(seats, leave.result)
+        # By the admission itself: the seat was never one of this worker's own.
+        Admission.leave(door, seats, leave.result, leave.asking)
 
     def _learn(self, learned: Learned) -> None:
         found = self._desk.seats(learned.deployment, learned.replica, learned.launch)
@@ -219,17 +228,17 @@ class Link(Frames):
     def ended(self) -> None:
         """The worker is gone, and with it all that it asked for and held."""
         self._drop()
-        for held in self._held.values():
-            for _ in range(held.count):
-                held.door.leave(held.seats, WITHDRAWN)
-        self._held.clear()
+        held, self._held = self._held, {}
+        for one in held.values():
+            for key_id in one.keys.elements():
+                Admission.leave(one.door, one.seats, WITHDRAWN, Asking(key_id=key_id))
         self._desk.went(self)
 
     def give_up(self) -> None:
         """Forget what it holds: that is counted by another owner now."""
         self._drop()
         for held in self._held.values():
-            held.seats.in_flight -= held.count
+            held.seats.in_flight -= held.keys.total()
         self._held.clear()
         self.close()
 
@@ -239,16 +248,16 @@ class Link(Frames):
             door.forget(ticket)
 
 
-@dataclass(slots=True)
-class _Remote:
+class _Remote(OfAnother):
     """A request of another worker, as this worker's admission sees it."""
 
-    link: Link
-    id: int
-    door: Admission
+    __slots__ = ("_ask", "_door", "_link")
+
+    def __init__(self, link: Link, ask: Ask, door: Admission) -> None:
+        self._link, self._ask, self._door = link, ask, door
 
     def seated(self, seats: Seats, decision: Decision) -> None:
-        self.link.grant(self.id, self.door, seats, decision)
+        self._link.grant(self._ask, self._door, seats, decision)
 
-    def not_seated(self, reason: str) -> None:
-        self.link.turn_away(self.id, reason)
+    def not_seated(self, refusal: Refusal) -> None:
+        self._link.turn_away(self._ask.id, refusal)

@@ -6,10 +6,11 @@ ends exactly once, in `_end`. Whatever happens first decides: a later event find
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from time import monotonic as now
 from types import MappingProxyType
 from typing import Literal, Protocol
+
+from msgspec.structs import replace
 
 from modelyard.gateway.accounts import Account, Reservation, rate_limit_fields
 from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Result
@@ -18,7 +19,7 @@ from modelyard.gateway.breaker import CLOSED, Event
 from modelyard.gateway.dialects.dialect import Speaker, renamed
 from modelyard.gateway.dialects.registry import READERS
 from modelyard.gateway.dialects.ways import direct, spoken
-from modelyard.gateway.estimate import may_use, prompt_tokens
+from modelyard.gateway.estimate import may_use, prompt_tokens, tokens_at_most
 from modelyard.gateway.fields import AnyCall, parse, usage_asked, warning_of
 from modelyard.gateway.heads import json_response, stream_head
 from modelyard.gateway.lanes import LAST_CHUNK, Usage, chunk
@@ -40,6 +41,7 @@ _TRIED: dict[str, Literal["refused", "failed", "late"]] = {
     "late": "late",
 }
 _DEGRADED = b"x-modelyard-degraded: no replica is sound; the least bad one answered\r\n"
+_NONE: frozenset[str] = frozenset()
 
 
 class Client(Reader, Protocol):
@@ -114,7 +116,11 @@ class Exchange:
             parsed.stripped = parsed.stripped | asked.stripped
         if parsed.stripped or parsed.bounded:
             self.warning += warning_of(parsed)
-        self.asking = Asking(key_id=request.key.id)
+        key = request.key
+        # By position: see Asking. Excluded are none yet.
+        self.asking = Asking(
+            key.id, key.priority, tokens_at_most(call, len(request.body)), _NONE, key.weight, len(self.body)
+        )
         if line := worker.accounts.line(request.key):
             self._reserve(line, call, admission)
         return admission
@@ -136,11 +142,9 @@ class Exchange:
         self.attempt = attempt = Attempt(self, seats, at)
         attempt.send(seats.pool.take(at))
 
-    def not_seated(self, reason: str) -> None:
-        assert self.admission is not None
+    def not_seated(self, refusal: Refusal) -> None:
         self.ticket = None
-        deployment = self.admission.deployment
-        self._refuse(unavailable(f"{deployment.name!r}: {reason}", retry_after_s=deployment.policy.retry_after_s))
+        self._refuse(refusal)
 
     # The attempt's side.
 
@@ -204,7 +208,7 @@ class Exchange:
         self._note(attempt, failure)
         self.attempt = None
         self.asking = replace(self.asking, excluded=self.asking.excluded | {replica.name})
-        admission.leave(attempt.seats, WITHDRAWN if failure.kind == "unconnected" else _FAILED)
+        admission.leave(attempt.seats, WITHDRAWN if failure.kind == "unconnected" else _FAILED, self.asking)
         try:
             self.ticket = admission.enter(self, self.asking, now())
         except Refusal as refusal:
@@ -296,12 +300,18 @@ class Exchange:
 
     # The end.
 
-    def _result(self, outcome: Outcome) -> Result:
+    def _result(self, outcome: Outcome, usage: Usage | None) -> Result:
         if outcome in ("upstream_failed", "truncated"):
             return Result("failed")
         if outcome != "complete":
             return WITHDRAWN
-        return Result("answered", first_delta_s=self.first_byte_at - self.seated_at)
+        # A plain answer is held until it is whole: when its first token came is not known.
+        first_delta_s = self.first_byte_at - self.seated_at if self.stream else 0.0
+        held_s = now() - self.seated_at
+        if usage is None:
+            return Result("answered", first_delta_s, 0, held_s)
+        fresh = usage.prompt_tokens - usage.cached_tokens
+        return Result("answered", first_delta_s, usage.prompt_tokens + (usage.completion_tokens or 0), held_s, fresh)
 
     def _refuse(self, refusal: Refusal, outcome: Outcome = "refused") -> None:
         if self.ended:
@@ -374,5 +384,5 @@ class Exchange:
         if attempt is not None and admission is not None:
             if attempt.seats.breaker is not CLOSED and outcome not in ("upstream_failed", "truncated", "unavailable"):
                 self._learn(attempt.seats, "answered" if outcome in ("complete", "refused") else "withdrawn")
-            admission.leave(attempt.seats, self._result(outcome))
+            admission.leave(attempt.seats, self._result(outcome, usage), self.asking)
         self.client.exchange_ended(self)

@@ -15,6 +15,7 @@ import secrets
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from time import monotonic
 
 from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Result, Waiter
 from modelyard.gateway.breaker import Event
@@ -34,7 +35,7 @@ from modelyard.gateway.group_wire import (
     NotSeated,
     ToWorker,
 )
-from modelyard.gateway.refusals import Refusal
+from modelyard.gateway.refusals import Refusal, unavailable
 from modelyard.gateway.seats import Seats
 from modelyard.gateway.shared_door import Place, SharedDoor
 from modelyard.records.topology import Deployment
@@ -81,16 +82,16 @@ class Group:
     def ask(self, door: SharedDoor, waiter: Waiter, asking: Asking, now: float) -> Queued:
         self._asked += 1
         deadline = now + door.deployment.policy.queue_timeout_s
-        place = Place(waiter, asking, deadline, self._asked, door=door, at=now)
+        place = Place(waiter, asking, deadline, id=self._asked, door=door, at=now)
         self._places[place.id] = place
         if self._link is not None:
             self._link.send(Ask(place.id, door.deployment.name, asking, now))
         return place
 
-    def left(self, door: SharedDoor, seats: Seats, result: Result) -> None:
+    def left(self, door: SharedDoor, seats: Seats, result: Result, asking: Asking) -> None:
         if self._link is not None:
             replica = seats.replica
-            self._link.send(Leave(door.deployment.name, replica.name, replica.launch, result))
+            self._link.send(Leave(door.deployment.name, replica.name, replica.launch, result, asking))
 
     def learned(self, door: SharedDoor, seats: Seats, event: Event) -> None:
         if self._link is not None:
@@ -112,7 +113,8 @@ class Group:
         late = [one for one in self._places.values() if one.door is door and one.deadline + word_within_s <= now]
         for place in late:
             self.forget(door, place)
-            place.waiter.not_seated(f"waited {door.deployment.policy.queue_timeout_s:g} s for a free replica")
+            text = f"{door.deployment.name!r}: waited {door.deployment.policy.queue_timeout_s:g} s for a free replica"
+            place.waiter.not_seated(unavailable(text, retry_after_s=door.retry_after_s()))
 
     # The owner's word.
 
@@ -132,7 +134,7 @@ class Group:
             self._give_back(word)
             self._ask_again(place)
             return
-        door.granted(place.waiter, seats, word.decision)
+        door.granted(place.waiter, place.asking, seats, word.decision)
 
     def _seats(self, door: Admission, word: Granted) -> Seats | None:
         seats = door.seats.get(word.replica)
@@ -140,7 +142,7 @@ class Group:
 
     def _give_back(self, word: Granted) -> None:
         if self._link is not None:
-            self._link.send(Leave(word.deployment, word.replica, word.launch, WITHDRAWN))
+            self._link.send(Leave(word.deployment, word.replica, word.launch, WITHDRAWN, Asking(key_id=word.key_id)))
 
     def _ask_again(self, place: Place) -> None:
         self._places[place.id] = place
@@ -153,7 +155,8 @@ class Group:
     def turned_away(self, word: NotSeated) -> None:
         place = self._places.pop(word.id, None)
         if place is not None:
-            place.waiter.not_seated(word.reason)
+            refusal = Refusal(word.status, word.message, code=word.code, retry_after_s=word.retry_after_s)
+            place.waiter.not_seated(refusal)
 
     def members(self, count: int) -> None:
         """How many workers the present owner is linked to: as many, but us, the next one has to hear from."""
@@ -188,6 +191,9 @@ class Group:
 
     async def _own(self) -> None:
         self._recounted.clear()
+        for door in self._doors.values():
+            assert isinstance(door, SharedDoor)
+            door.begin_to_own(monotonic())
         self._desk = Desk(self._doors, self.look, self._hear_declared)
         # Bound under another name first: whoever dials finds a socket that listens, or none.
         fresh = self._address.with_name(f"{self._address.name}.{secrets.token_hex(4)}")
@@ -220,7 +226,7 @@ class Group:
         try:
             place.inner = Admission.enter(place.door, place.waiter, place.asking, place.at)
         except Refusal as refusal:
-            place.waiter.not_seated(refusal.message)
+            place.waiter.not_seated(refusal)
             return
         if place.inner is not None:
             self._entered[place.inner] = place
@@ -239,9 +245,9 @@ class Group:
         self._link = link
         link.send(Hello(PROTOCOL))
         for name, door in self._doors.items():
-            for seats in door.seats.values():
-                if seats.in_flight:
-                    link.send(Holding(name, seats.replica.name, seats.replica.launch, seats.in_flight))
+            assert isinstance(door, SharedDoor)
+            for hold, count in door.own.items():
+                link.send(Holding(name, *hold, count))
         link.send(Declared())
         for place in self._places.values():
             link.send(Ask(place.id, place.door.deployment.name, place.asking, place.at))
@@ -273,7 +279,7 @@ class Group:
         if place is None:
             at = ticket.deadline - door.deployment.policy.queue_timeout_s
             self._asked += 1
-            place = Place(ticket.waiter, ticket.asking, ticket.deadline, self._asked, door=door, at=at)
+            place = Place(ticket.waiter, ticket.asking, ticket.deadline, id=self._asked, door=door, at=at)
             self._moved[ticket] = place
         place.inner = None
         self._places[place.id] = place

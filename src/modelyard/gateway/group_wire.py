@@ -12,7 +12,7 @@ from typing import TypeVar, cast
 
 import msgspec
 
-from modelyard.gateway.admission import Asking, Result
+from modelyard.gateway.asking import Asking, Result
 from modelyard.gateway.breaker import Event
 from modelyard.records.decision import Decision
 
@@ -37,11 +37,12 @@ class Hello(_Message):
 
 
 class Holding(_Message):
-    """`seats` requests of mine are at this launch."""
+    """`seats` requests of mine, of this key, are at this launch."""
 
     deployment: str
     replica: str
     launch: str
+    key_id: str
     seats: int
 
 
@@ -81,6 +82,7 @@ class Leave(_Message):
     replica: str
     launch: str
     result: Result
+    asking: Asking
 
 
 # The owner to a worker.
@@ -97,14 +99,18 @@ class Granted(_Message):
     deployment: str
     replica: str
     launch: str
+    key_id: str
     decision: Decision
 
 
 class NotSeated(_Message):
-    """Why, as a client is told."""
+    """Why, as a client is told: a Refusal's parts."""
 
     id: int
-    reason: str
+    status: int
+    message: str
+    code: str
+    retry_after_s: int | None
 
 
 ToOwner = Hello | Holding | Declared | Ask | Forget | Learned | Leave

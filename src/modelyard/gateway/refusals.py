@@ -89,5 +89,5 @@ def invalid(message: str, param: str | None = None) -> Refusal:
     return Refusal(400, message, code="invalid_value", param=param)
 
 
-def unavailable(message: str, *, retry_after_s: int, code: str = "unavailable") -> Refusal:
-    return Refusal(503, message, code=code, retry_after_s=retry_after_s)
+def unavailable(message: str, *, retry_after_s: int, code: str = "unavailable", close: bool = False) -> Refusal:
+    return Refusal(503, message, code=code, retry_after_s=retry_after_s, close=close)

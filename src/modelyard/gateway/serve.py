@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import dataclasses
 import gc
 import resource
 import signal
 import socket
-import ssl
 from collections.abc import Callable
 from pathlib import Path
 
 import uvloop
 
-from modelyard.gateway.accepting import Acceptor
+from modelyard.gateway.accepting import Accepting
 from modelyard.gateway.certificates import Certificates
 from modelyard.gateway.journal import JournalWriter
 from modelyard.gateway.keyring import Keyring
 from modelyard.gateway.limits import WIRE, WireLimits
 from modelyard.gateway.listen import Tls
+from modelyard.gateway.overload import CLOSED
+from modelyard.gateway.pressure import Pressure, connections_at_most
 from modelyard.gateway.service import Service
 from modelyard.gateway.worker import Worker
 from modelyard.lifeline import watch_lifeline
 
 DRAIN_GRACE_S = 30.0
-TLS_HANDSHAKE_TIMEOUT_S = 10.0
+LISTEN_INTERVAL_S = 0.1
 TRIM_INTERVAL_S = 1.0
 # Names and numbers of mallopt(3).
 M_TRIM_THRESHOLD = -1
@@ -70,7 +72,10 @@ async def _serve(
 ) -> None:
     loop = asyncio.get_running_loop()
     journal = JournalWriter(journal_folder)
+    pressure = Pressure.of_this_process()
+    wire = dataclasses.replace(wire, connections=connections_at_most(wire.connections, pressure.descriptors))
     service = Service(Worker(journal, Keyring(), wire))
+    service.worker.pressure = pressure
     tasks = prepare(service)
     tasks += [loop.create_task(service.sweep_forever()), loop.create_task(journal.sync_forever())]
     certificates = Certificates(tls) if tls is not None else None
@@ -82,33 +87,32 @@ async def _serve(
     loop.add_signal_handler(signal.SIGUSR1, ending.step_aside)
     if lifeline is not None:
         watch_lifeline(loop, lifeline)
-    server = await _listen(sock, service, certificates.context if certificates else None)
+    shared = service.group is not None
+    accepting = Accepting(sock, service.connection, certificates.context if certificates else None, shared=shared)
+    await accepting.start()
+    listening = loop.create_task(_accept_forever(accepting, pressure))
+    tasks.append(listening)
     _calm_the_collector()
     trimming = loop.create_task(_give_memory_back_forever())
     if on_listening is not None:
         on_listening()
     await _until_stopped(ending.asked, tasks)
+    listening.cancel()
     if ending.is_replaced:
-        server.close()
+        accepting.pause()
         await service.step_aside(DRAIN_GRACE_S, ending.hurry)
     else:
         await service.drain(DRAIN_GRACE_S, ending.hurry)
-        server.close()
+        accepting.pause()
     for task in (*tasks, trimming):
         task.cancel()
     journal.close()
 
 
-async def _listen(sock: socket.socket, service: Service, context: ssl.SSLContext | None) -> Acceptor | asyncio.Server:
-    if service.group is not None:
-        return Acceptor(sock, service.connection, context, TLS_HANDSHAKE_TIMEOUT_S)
-    return await asyncio.get_running_loop().create_server(
-        service.connection,
-        sock=sock,
-        backlog=4096,
-        ssl=context,
-        ssl_handshake_timeout=TLS_HANDSHAKE_TIMEOUT_S if context is not None else None,
-    )
+async def _accept_forever(accepting: Accepting, pressure: Pressure) -> None:
+    while True:
+        await asyncio.sleep(LISTEN_INTERVAL_S)
+        await accepting.follow(pressure.level >= CLOSED)
 
 
 async def _until_stopped(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:

@@ -28,6 +28,7 @@ FLUSH_S = 1.0
 # A client that works asks again within this time, and is told in the answer that its connection ends.
 IDLE_PATIENCE_S = 5.0
 LOOK_EVERY_S = 0.1
+IDLE_UNDER_PRESSURE_S = 1.0
 
 
 class Service:
@@ -74,10 +75,14 @@ class Service:
 
     # Time.
 
-    def sweep(self) -> None:
-        """Hold everyone to their deadlines."""
+    def sweep(self, late_s: float = 0.0) -> None:
+        """Hold everyone to their deadlines, and ourselves to our limits. `late_s` is by how much it comes too late."""
         now = time.monotonic()
+        pressure = self.worker.pressure
+        pressure.look(late_s)
         for connection in list(self._connections.open):
+            if pressure.level:
+                connection.let_idle_go(now + IDLE_UNDER_PRESSURE_S)
             if connection.deadline <= now:
                 connection.expire()
             elif connection.exchange is not None:
@@ -89,8 +94,9 @@ class Service:
 
     async def sweep_forever(self) -> None:
         while True:
+            due = time.monotonic() + SWEEP_INTERVAL_S
             await asyncio.sleep(SWEEP_INTERVAL_S)
-            self.sweep()
+            self.sweep(time.monotonic() - due)
 
     # The end.
 

@@ -57,7 +57,9 @@ class Policy(Record):
     """How a deployment's requests are treated, as its operator wants it. `retry_after_s` is what clients are told where
     nothing better is known. `forwarded_fields` are request fields that we do not know and the engine does;
     `stripped_fields` are left out of what the engine is asked, and named in a header; `refused_fields` are refused.
-    `salted`: prompts of different keys share no cached prefix, where the engine knows salts."""
+    `salted`: prompts of different keys share no cached prefix, where the engine knows salts. In an overload that
+    lasts, nobody is let in who would wait longer than `overload_wait_s`. `reserved_seats` is the part of the seats that
+    only keys below their share may take while several are active."""
 
     retry_after_s: int = 2
     max_queued: int = 64
@@ -71,6 +73,9 @@ class Policy(Record):
     refused_fields: tuple[str, ...] = ()
     salted: bool = True
     prices: Prices | None = None
+    max_queued_bytes: int = 64 * 1024 * 1024
+    overload_wait_s: float = 2.0
+    reserved_seats: float = 0.125
 
 
 class Deployment(Record):
