@@ -196,7 +196,7 @@ async def test_a_request_that_cannot_be_served_is_refused_in_the_shape_of_openai
 
 async def test_an_unknown_path_and_a_wrong_method_are_refused():
     async with FakeEngine() as engine:
-        assert await status_of(engine, "/v1/embeddings") == 404
+        assert await status_of(engine, "/v1/audio") == 404
         assert await status_of(engine, CHAT) == 405
 
 

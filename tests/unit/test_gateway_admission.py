@@ -23,14 +23,12 @@ class Asker:
         self.name, self.log = name, log
         self.seats: Seats | None = None
         self.decision: Decision | None = None
-        self.refusal: Refusal | None = None
 
     def seated(self, seats: Seats, decision: Decision) -> None:
         self.seats, self.decision = seats, decision
         self.log.append((self.name, seats.replica.name))
 
     def not_seated(self, refusal: Refusal) -> None:
-        self.refusal = refusal
         self.log.append((self.name, refusal.message))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from gateway_fakes import (
     DONE,
@@ -22,7 +23,6 @@ from gateway_fakes import (
     post,
     split_responses,
 )
-from msgspec.structs import replace
 
 from modelyard.gateway.balance import choose, replay
 from modelyard.gateway.budget import Budget
@@ -374,4 +374,5 @@ def test_exclusion_is_a_value(tmp_path: Path) -> None:
     assert exchange is not None
     before = exchange.asking
     two.dies(0)
-    assert before.excluded == frozenset() and exchange.asking == replace(before, excluded=frozenset({"r0"}))
+    assert before.excluded == frozenset()
+    assert exchange.asking == msgspec.structs.replace(before, excluded=frozenset({"r0"}))

@@ -127,6 +127,16 @@ def test_who_may_not_go_lets_others_pass_and_keeps_its_place() -> None:
     assert take(waiting).number == 1
 
 
+def test_who_may_go_to_fewer_replicas_does_not_hold_up_its_key() -> None:
+    waiting = queue()
+    waiting.put(Ticket(Asking("a", excluded=frozenset({"r0"})), 1))
+    put(waiting, "a", number=2)
+    free = waiting.next(lambda one: not one.asking.excluded)
+    assert free is not None and free.number == 2
+    waiting.take(free)
+    assert take(waiting).number == 1
+
+
 def test_the_newest_of_the_key_with_the_most_makes_room() -> None:
     waiting = queue(most=4)
     tickets = [put(waiting, "a", number=number) for number in range(3)]

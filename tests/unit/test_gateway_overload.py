@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelyard.gateway.accepting import Accepting
-from modelyard.gateway.client import TURNED_AWAY
+from modelyard.gateway.connections import TURNED_AWAY
 from modelyard.gateway.limits import WireLimits
 from modelyard.gateway.overload import CALM, CLOSED, NO_IDLE, NO_READINGS, REFUSING, Readings, ladder, refuses
 from modelyard.gateway.pressure import Pressure, connections_at_most, descriptor_limit, memory_limit_bytes

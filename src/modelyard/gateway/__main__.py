@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from modelyard.gateway import limits, serve
+from modelyard.gateway.debug_window import DebugFiles
 from modelyard.gateway.group import Group
 from modelyard.gateway.listen import tls_of
 from modelyard.gateway.seeding import seed
@@ -37,6 +38,7 @@ def main() -> None:
 
     def follow(service: Service) -> list[asyncio.Task[None]]:
         loop = asyncio.get_running_loop()
+        service.worker.debug = DebugFiles(state.debug, service.worker.journal.worker)
         follower = Follower(service, state.topology, state.keys)
         tasks: list[asyncio.Task[None]] = []
         if chosen.workers > 1:

@@ -1,7 +1,7 @@
 """Who goes when: per replica a cap on requests in flight, per deployment a bounded queue with a deadline.
 
-State without I/O: nothing here sends a byte. `Seat` is a place at one launch of one replica; whoever holds a seat gives
-it back exactly once."""
+State without I/O: nothing here sends a byte. A seat is a place at one launch of one replica; whoever holds one gives it
+back exactly once."""
 
 from __future__ import annotations
 
@@ -46,19 +46,20 @@ class Waiter(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Queued:
-    """A place in the queue. `waiting` is the queue's."""
+    """A place in the queue. `waiting` is the queue's; `admitted` why it was let in."""
 
     waiter: Waiter
     asking: Asking
     deadline: float
     waiting: bool = False
+    admitted: Admitted | None = None
 
 
 @dataclass(slots=True)
 class Admission:
     """One deployment's door. `deployment` is replaced as the topology changes; seats live as long as their launch.
-    `requests` counts those that came, which is what `retries` are a share of; `held_s` is how long answered requests
-    held their seats; `recorded` are decisions about waiting, sampled."""
+    `requests` counts those that came, which is what `retries` are a share of. `held_s` is how long answered requests
+    held their seats. `recorded` are decisions about waiting, sampled."""
 
     deployment: Deployment
     seats: dict[str, Seats] = field(default_factory=dict[str, Seats])
@@ -84,8 +85,6 @@ class Admission:
             raise self._closed()
         self.shares.asked(asking.key_id, asking.weight, now)
         decision = self._choose(asking)
-        if decision.replica is None and decision.reason == NOBODY_LEFT:
-            raise self._refusal(NOBODY_LEFT, code="unavailable")
         has_seat = decision.replica is not None and self._may_take(asking)
         if has_seat and not self.queue.waiting:
             self.queue.charge(asking)
@@ -99,22 +98,6 @@ class Admission:
             return ticket if ticket.waiting else None
         self._wait(ticket, now)
         return ticket
-
-    def leave(self, seats: Seats, result: Result, asking: Asking) -> None:
-        """Give a seat back, and say what was learned; the next in the queue gets one."""
-        seats.in_flight -= 1
-        self.shares.gave(asking.key_id)
-        if result.kind == "answered":
-            if result.held_s:
-                self.held_s.add(result.held_s)
-            if result.tokens:
-                self.queue.settle(asking, result.tokens)
-        elif result.kind == "failed":
-            self.queue.settle(asking, 0)
-        if self.queue.waiting:
-            self.advance()
-
-    # Elsewhere.
 
     def has_free(self, excluded: frozenset[str]) -> bool:
         """Whether a sound replica that is none of `excluded` has a free seat now."""
@@ -139,10 +122,23 @@ class Admission:
         """How a replica fared with a request, for its breaker; `chance` as `breaker.learned` takes it."""
         seats.breaker = learned(seats.breaker, event, now, self.deployment.policy.failover, chance)
 
-    # Time, and who waits.
+    def leave(self, seats: Seats, result: Result, asking: Asking) -> None:
+        """Give a seat back, and say what was learned; the next in the queue gets one."""
+        seats.in_flight -= 1
+        self.shares.gave(asking.key_id)
+        if result.kind == "answered":
+            if result.held_s:
+                self.held_s.add(result.held_s)
+            if result.tokens:
+                self.queue.settle(asking, result.tokens)
+        elif result.kind == "failed":
+            self.queue.settle(asking, 0)
+        if self.queue.waiting:
+            self.advance()
 
     def advance(self) -> None:
-        """Seat those who wait while there are seats; turn them away where the route has closed."""
+        """Seat those who wait while there are seats; turn them away where the route has closed, or every replica has
+        failed them."""
         while self.queue.waiting:
             if not self.deployment.open or not self.deployment.replicas:
                 self._turn_all_away()
@@ -150,8 +146,13 @@ class Admission:
             ticket = self.queue.next(self._may_go)
             if ticket is None:
                 return
-            self.queue.take(ticket)
-            self._seat(ticket.waiter, ticket.asking, self._choose(ticket.asking))
+            decision = self._choose(ticket.asking)
+            if decision.replica is None:
+                self.queue.drop(ticket)
+                ticket.waiter.not_seated(self._refusal(decision.reason, code="unavailable"))
+            else:
+                self.queue.take(ticket)
+                self._seat(ticket.waiter, ticket.asking, decision)
 
     def withdraw(self) -> list[Queued]:
         """Everyone who waits leaves the queue, in its order: to wait at another door."""
@@ -182,7 +183,6 @@ class Admission:
         self.standing.look(bool(self.queue.waiting), now)
         self.shares.tidy(now)
         self.queue.tidy()
-        self._turn_hopeless_away()
         self.advance()
 
     def retry_after_s(self) -> int:
@@ -202,6 +202,7 @@ class Admission:
         if displaced is None:
             admitted = admit(msgspec.structs.replace(admitted.entry, room="none"))
         self._record(admitted)
+        ticket.admitted = admitted
         if admitted.verdict == "refuse":
             raise self._too_many(admitted)
         self._put(ticket, now)
@@ -253,15 +254,6 @@ class Admission:
             self.queue.drop(ticket)
             ticket.waiter.not_seated(self._closed())
 
-    def _turn_hopeless_away(self) -> None:
-        """Those that every replica that is left has failed."""
-        if self.queue.waiting:
-            waiting = [ticket for _, _, ticket in self._deadlines if ticket.waiting and ticket.asking.excluded]
-            for ticket in waiting:
-                if ticket.waiting and self._choose(ticket.asking).reason == NOBODY_LEFT:
-                    self.queue.drop(ticket)
-                    ticket.waiter.not_seated(self._refusal(NOBODY_LEFT, code="unavailable"))
-
     def _too_many(self, admitted: Admitted) -> Refusal:
         entry = admitted.entry
         text = f"{self.deployment.name!r}: {admitted.reason}: {entry.waiting} requests wait"
@@ -269,12 +261,10 @@ class Admission:
             text += f", {entry.held} of them with this key"
         if admitted.expected_s:
             text += f", about {admitted.expected_s:.0f} s"
-        return Refusal(
-            admitted.status,
-            text,
-            code="over_share" if admitted.status == 429 else "overloaded",
-            retry_after_s=admitted.retry_after_s,
-        )
+        code = "over_share" if admitted.status == 429 else "overloaded"
+        refusal = Refusal(admitted.status, text, code=code, retry_after_s=admitted.retry_after_s)
+        refusal.admitted = admitted
+        return refusal
 
     def _displaced(self, victim: Queued, newcomer: Asking) -> Refusal:
         if victim.asking.priority != newcomer.priority:
@@ -292,7 +282,10 @@ class Admission:
         return sum([one.replica.max_in_flight for one in self.seats.values() if not one.replica.draining])
 
     def _may_go(self, ticket: Queued) -> bool:
-        return self._choose(ticket.asking).replica is not None and self._may_take(ticket.asking)
+        decision = self._choose(ticket.asking)
+        if decision.replica is None:
+            return decision.reason == NOBODY_LEFT
+        return self._may_take(ticket.asking)
 
     def _may_take(self, asking: Asking) -> bool:
         """Whether the key may have a free seat: while several are active, the last ones are for those below their
@@ -337,6 +330,5 @@ class Admission:
                 fresh[replica.name] = Seats(replica, Pool(replica.address))
         gone = [one.pool for name, one in self.seats.items() if fresh.get(name) is not one]
         self.seats = fresh
-        self._turn_hopeless_away()
         self.advance()
         return gone

@@ -20,9 +20,6 @@ from modelyard.gateway.routes import find, is_host, origin_form
 from modelyard.gateway.turns import LARGE_BODY_BYTES
 from modelyard.gateway.worker import Worker
 
-# So many more than there may be are told so before they are closed.
-TURNED_AWAY = 32
-
 
 class ClientConnection(asyncio.Protocol):
     """Parses requests and runs one exchange at a time; `deadline` is what the sweep holds the client to."""
@@ -80,10 +77,7 @@ class ClientConnection(asyncio.Protocol):
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if not self._connections.add(self, transport.get_extra_info("peername")):
-            if 0 < len(self._connections.open) - self._wire.connections <= TURNED_AWAY:
-                self.turn_away()
-            else:
-                self.abort()
+            self._turn_away()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -189,6 +183,11 @@ class ClientConnection(asyncio.Protocol):
             request.coded = request.coded or value.strip().lower() != b"identity"
         elif lowered == b"expect":
             request.expects = value.strip().lower() == b"100-continue"
+        elif lowered == b"traceparent":
+            # Two of them are none: nobody can tell which is meant.
+            request.traceparent = b"-" if request.traceparent else value
+        elif lowered == b"tracestate":
+            request.tracestate = request.tracestate + b"," + value if request.tracestate else value
         elif b"_" in name:
             # Some programs take `_` and `-` for the same: they would read content_length as a length.
             shown = name.decode("latin-1")[:64]
@@ -297,18 +296,19 @@ class ClientConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
-    def turn_away(self) -> None:
-        """There are too many connections: said before anything is read."""
-        transport = self._transport
-        if transport is not None:
-            refusal = unavailable("the gateway has too many connections", retry_after_s=1, code="overloaded")
-            transport.write(refusal.response("-", keep_alive=False))
-            self._linger(transport)
-
     def let_idle_go(self, by: float) -> None:
         """An idle connection ends then unless a request comes."""
         if self.exchange is None and self.receiving is None and not self._waiting and not self.paused:
             self.deadline = min(self.deadline, by)
+
+    def _turn_away(self) -> None:
+        """There is no place for it. Where all places are taken a few are told so, before anything is read."""
+        if self._transport is None or not self._connections.is_full:
+            self.abort()
+            return
+        refusal = unavailable("the gateway has too many connections", retry_after_s=1, code="overloaded")
+        self._transport.write(refusal.response("-", keep_alive=False))
+        self._linger(self._transport)
 
     def abort(self) -> None:
         if self._transport is not None:

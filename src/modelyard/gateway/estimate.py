@@ -33,11 +33,6 @@ def may_use(call: AnyCall, body_bytes: int, deployment: Deployment, at: float) -
     return Asked(prompt + answers, cost, at)
 
 
-def tokens_at_most(call: AnyCall, body_bytes: int) -> int:
-    """What a request may cost, prompt and answers."""
-    return prompt_tokens(body_bytes) + answer_tokens(call) * (call.n or 1)
-
-
 def answer_tokens(call: AnyCall) -> int:
     """The longest one answer that was asked for."""
     stated = call.max_tokens

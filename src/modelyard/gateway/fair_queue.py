@@ -40,17 +40,10 @@ class _Flow(Generic[T]):
     size_bytes: int = 0
     tickets: deque[T] = field(default_factory=deque[T])
 
-    def first(self, may_go: Callable[[T], bool]) -> T | None:
-        """The oldest, if it may go. One that waits for certain replicas, because others failed it, lets those behind
-        it pass."""
+    def head(self) -> T:
         while not self.tickets[0].waiting:
             self.tickets.popleft()
-        for ticket in self.tickets:
-            if ticket.waiting and may_go(ticket):
-                return ticket
-            if ticket.waiting and not ticket.asking.excluded:
-                return None
-        return None
+        return self.tickets[0]
 
     def newest(self) -> T:
         while not self.tickets[-1].waiting:
@@ -106,7 +99,7 @@ class FairQueue(Generic[T]):
     def put(self, ticket: T) -> None:
         asking = ticket.asking
         lane = self._lane(asking.priority)
-        flow = lane.flow(asking.key_id)
+        flow = lane.flow(_name(asking))
         flow.weight = asking.weight
         if not flow.waiting:
             flow.given = max(flow.given, lane.clock)
@@ -114,15 +107,15 @@ class FairQueue(Generic[T]):
         ticket.waiting = True
         self._count(lane, flow, asking, 1)
         if flow.waiting == 1:
-            lane.by_turn.set(asking.key_id, flow.given)
+            lane.by_turn.set(_name(asking), flow.given)
 
     def next(self, may_go: Callable[[T], bool]) -> T | None:
-        """The ticket whose turn it is among the oldest ones of each key that may go now; it stays in."""
+        """The ticket whose turn it is among the first ones of each key that may go now; it stays in."""
         for priority in self._by_turn():
             flows = self._lanes[priority].flows
-            key_id = self._lanes[priority].by_turn.least(lambda one, flows=flows: flows[one].first(may_go) is not None)
+            key_id = self._lanes[priority].by_turn.least(lambda one, flows=flows: may_go(flows[one].head()))
             if key_id is not None:
-                return flows[key_id].first(may_go)
+                return flows[key_id].head()
         return None
 
     def take(self, ticket: T) -> None:
@@ -134,35 +127,35 @@ class FairQueue(Generic[T]):
             elif priority < asking.priority and lane.waiting:
                 lane.passed += 1
         lane = self._lanes[asking.priority]
-        flow = lane.flows[asking.key_id]
+        flow = lane.flows[_name(asking)]
         lane.charge(flow, asking)
         if flow.waiting > 1:
-            lane.by_turn.set(asking.key_id, flow.given)
+            lane.by_turn.set(_name(asking), flow.given)
         self._remove(ticket, lane, flow)
 
     def drop(self, ticket: T) -> None:
         """Out without a seat."""
         lane = self._lanes[ticket.asking.priority]
-        self._remove(ticket, lane, lane.flows[ticket.asking.key_id])
+        self._remove(ticket, lane, lane.flows[_name(ticket.asking)])
 
     # What was given.
 
     def charge(self, asking: Asking) -> None:
         """A seat was given without waiting."""
         lane = self._lanes.get(asking.priority) or self._lane(asking.priority)
-        flow = lane.flow(asking.key_id)
+        flow = lane.flow(_name(asking))
         flow.weight = asking.weight
         lane.charge(flow, asking)
 
     def settle(self, asking: Asking, tokens: int) -> None:
         """A request that was charged has cost `tokens`."""
         lane = self._lanes.get(asking.priority)
-        flow = lane.flows.get(asking.key_id) if lane is not None else None
+        flow = lane.flows.get(_name(asking)) if lane is not None else None
         if lane is None or flow is None:
             return
         flow.given += (max(1, tokens) - max(1, asking.tokens)) / flow.weight
         if flow.waiting:
-            lane.by_turn.set(asking.key_id, flow.given)
+            lane.by_turn.set(_name(asking), flow.given)
 
     def keys_known(self) -> int:
         return sum(len(lane.flows) for lane in self._lanes.values())
@@ -219,7 +212,7 @@ class FairQueue(Generic[T]):
     def held(self, asking: Asking) -> int:
         """How many tickets of the same key and priority wait."""
         lane = self._lanes.get(asking.priority)
-        flow = lane.flows.get(asking.key_id) if lane is not None else None
+        flow = lane.flows.get(_name(asking)) if lane is not None else None
         return flow.waiting if flow is not None else 0
 
     def keys_waiting(self, priority: int) -> int:
@@ -239,9 +232,9 @@ class FairQueue(Generic[T]):
 
     def _outweighs(self, lane: _Lane[T], key_id: str, asking: Asking) -> bool:
         """Whether the share of `key_id` is larger than the newcomer's would be."""
-        if key_id == asking.key_id:
+        if key_id == _name(asking):
             return False
-        flow = lane.flows.get(asking.key_id)
+        flow = lane.flows.get(_name(asking))
         waiting, size_bytes = (flow.waiting, flow.size_bytes) if flow is not None else (0, 0)
         other = lane.flows[key_id]
         mine = self._share(waiting + 1, size_bytes + asking.size_bytes, asking.weight)
@@ -280,10 +273,10 @@ class FairQueue(Generic[T]):
         flow.waiting += sign
         flow.size_bytes += size_bytes
         if flow.waiting:
-            lane.by_share.set(asking.key_id, -self._share(flow.waiting, flow.size_bytes, flow.weight))
+            lane.by_share.set(_name(asking), -self._share(flow.waiting, flow.size_bytes, flow.weight))
         else:
-            lane.by_share.remove(asking.key_id)
-            lane.by_turn.remove(asking.key_id)
+            lane.by_share.remove(_name(asking))
+            lane.by_turn.remove(_name(asking))
             flow.tickets.clear()
 
     def _remove(self, ticket: T, lane: _Lane[T], flow: _Flow[T]) -> None:
@@ -292,3 +285,8 @@ class FairQueue(Generic[T]):
         flow.tidy()
         if not lane.waiting:
             lane.passed = 0
+
+
+def _name(asking: Asking) -> str:
+    """Of its flow. One that may not go to every replica waits beside its key's others, so as not to hold them up."""
+    return f"{asking.key_id} elsewhere" if asking.excluded else asking.key_id

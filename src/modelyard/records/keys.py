@@ -37,8 +37,8 @@ NO_BUDGET = Budgets()
 
 class KeyRecord(Record):
     """`id` is the public part of the key and finds it in one look-up; `sha256` is over the whole key, in hex. After a
-    rotation the secret before it, `former_sha256`, opens the same until `former_until` (Unix seconds). Where requests
-    wait, those of a higher `priority` go first; among equals a key has a share by its `weight`.
+    rotation the secret before it, `former_sha256`, opens the same until `former_until` (Unix seconds).
+    Where requests wait, those of a higher `priority` go first; among equals a key has a share by its `weight`.
 
     A record without a hash is a team: no secret opens it, keys and teams hang below it."""
 

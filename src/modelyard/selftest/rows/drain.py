@@ -25,7 +25,7 @@ READY = b"GET /ready HTTP/1.1\r\nhost: gateway\r\n\r\n"
 async def run(bench: Bench) -> Outcome:
     tally = Tally()
     slack = 20 if bench.short else 1
-    engine = await bench.engine(token_interval_s=0.02, tokens=ENDLESS)
+    engine = await bench.engine(token_interval_s=0.02, tokens=ENDLESS, max_sequences=STREAMS)
     gateway = await bench.gateway(deployment(replica(engine, max_in_flight=STREAMS)))
     not_ready_s, drained_s, hurried_s = list[float](), list[float](), list[float]()
     for trial in range(bench.size):

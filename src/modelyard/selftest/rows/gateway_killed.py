@@ -22,7 +22,7 @@ LATE = 10
 async def run(bench: Bench) -> Outcome:
     tally = Tally()
     bound_s = WITHIN_S * 10 if bench.short else WITHIN_S
-    engine = await bench.engine(token_interval_s=0.05, tokens=4000)
+    engine = await bench.engine(token_interval_s=0.05, tokens=4000, max_sequences=STREAMS + LATE)
     gateway = await bench.gateway(deployment(replica(engine, max_in_flight=STREAMS + LATE)))
     accepts_s, free_s = list[float](), list[float]()
     for kill in range(bench.size):
