@@ -40,7 +40,9 @@ async def benchmark(module: str, *arguments: str) -> dict[str, Any]:
             raise
         text = said.decode(errors="replace").strip()
         if process.returncode == CANNOT_MEASURE:
-            raise CannotRun(text.splitlines()[-1] if text else "the benchmark cannot measure here")
+            said = text.splitlines()[-1] if text else "the benchmark cannot measure here"
+            raise CannotRun(said, hint=f"./yard dev python -m benchmarks.{module} says more")
         if not report.is_file():
-            raise CannotRun(f"benchmarks.{module} ended with {process.returncode}: {text[-300:]}")
+            said = f"benchmarks.{module} ended with {process.returncode}: {text[-300:]}"
+            raise CannotRun(said, hint=f"./yard dev python -m benchmarks.{module} says more")
         return json.loads(report.read_bytes())
