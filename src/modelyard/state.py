@@ -125,6 +125,11 @@ class StateDirectory:
         return self.root / "yard.json"
 
     @property
+    def gateways(self) -> Path:
+        """The gateway's processes, and how the last reload ended: written by yard."""
+        return self.root / "gateways.json"
+
+    @property
     def yard_lock(self) -> Path:
         """Held by the running yard for as long as it lives."""
         return self.root / "yard.lock"
@@ -138,6 +143,12 @@ class StateDirectory:
     def rendezvous(self) -> Path:
         """The unix socket that yard owns, shims dial, and control accepts on."""
         return self.sockets / "shims.sock"
+
+    @property
+    def admission(self) -> Path:
+        """The unix socket of the gateway worker that owns admission, where there are several; beside it the lock that
+        says who that is."""
+        return self.sockets / "admission.sock"
 
     @property
     def rates(self) -> Path:

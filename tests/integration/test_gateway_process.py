@@ -176,7 +176,7 @@ async def test_keys_are_followed(gateway: Gateway, eventually: Eventually) -> No
 # How it ends.
 
 
-async def test_a_first_signal_lets_streams_end_a_new_client_finds_nobody(
+async def test_a_first_signal_lets_streams_end_and_closes_idle_connections(
     gateway: Gateway, eventually: Eventually
 ) -> None:
     async with FakeEngine(token_interval_s=0.02) as engine:
@@ -207,7 +207,12 @@ async def test_a_second_signal_means_now(gateway: Gateway, eventually: Eventuall
             gateway.terminate()
             assert idle.at_end(), "the first signal was heard"
             gateway.terminate()
-            assert gateway.process.wait(20) == 130
+            rest = b""
+            while data := streaming.read_some():
+                rest += data
+            assert b"gateway_stopped" in rest and b"[DONE]" not in rest, "the client is told"
+        assert gateway.process.wait(20) == 0
+    assert [record.outcome for record in gateway.records()] == ["gateway_stopped"]
 
 
 def test_the_gateway_ends_with_whoever_holds_its_lifeline(gateway: Gateway) -> None:

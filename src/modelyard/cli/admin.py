@@ -12,7 +12,7 @@ import msgspec
 from modelyard import settings
 from modelyard.errors import ModelyardError, NotRunning, UsageError
 from modelyard.records.base import UnreadableRecord, decode
-from modelyard.records.listening import Listening
+from modelyard.records.listening import Gateways, Listening
 from modelyard.state import StateDirectory, admin_key, is_locked, open_state
 
 T = TypeVar("T")
@@ -32,6 +32,14 @@ def listening(state: StateDirectory) -> Listening | None:
     except (FileNotFoundError, UnreadableRecord):
         return None
     return found if is_locked(state.yard_lock) else None
+
+
+def gateways(state: StateDirectory) -> Gateways | None:
+    """The gateway's processes, as yard last said; None where it has said nothing yet."""
+    try:
+        return decode(state.gateways.read_bytes(), Gateways)
+    except (FileNotFoundError, UnreadableRecord):
+        return None
 
 
 def running(state: StateDirectory) -> Listening:

@@ -24,6 +24,7 @@ from modelyard.cli.mistakes import explained
 from modelyard.cli.options import Json
 from modelyard.cli.output import complain, print_json, say
 from modelyard.cli.plan import plan, schema
+from modelyard.cli.reload import reload
 from modelyard.cli.replay import replay
 from modelyard.cli.selftest import selftest
 from modelyard.cli.status import restart, status, verify
@@ -58,8 +59,8 @@ def version(json: Json = False) -> None:
 
 
 VERBS = (
-    *(up, down, status, doctor, logs, explain, replay, audit, chat, plan, verify, restart, usage, gateway, selftest),
-    *(schema, completion_of(app), version),
+    *(up, down, status, doctor, logs, explain, replay, audit, chat, plan, verify, restart, reload, usage, gateway),
+    *(selftest, schema, completion_of(app), version),
 )
 for verb in VERBS:
     app.command()(verb)

@@ -66,8 +66,8 @@ def _purge(state: StateDirectory) -> None:
     ):  # fmt: skip
         shutil.rmtree(folder, ignore_errors=True)
     for file in (
-        state.topology, state.keys, state.admin_key, state.yard, state.lease, state.rates, state.rates_lock,
-        state.yard_lock, state.layout,
+        state.topology, state.keys, state.admin_key, state.yard, state.gateways, state.lease, state.rates,
+        state.rates_lock, state.yard_lock, state.layout,
     ):  # fmt: skip
         file.unlink(missing_ok=True)
     with contextlib.suppress(OSError):

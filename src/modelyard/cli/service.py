@@ -166,6 +166,8 @@ def _service(unit: Unit) -> list[str]:
         "NotifyAccess=main",
         f"ExecStart={_quoted(unit.program)} up {_quoted(str(unit.file))}",
         *(f"Environment={_quoted(f'{name}={value}')}" for name, value in unit.environ),
+        "# The gateway's processes are replaced, no request fails: certificates and an upgraded program are taken in.",
+        f"ExecReload={_quoted(unit.program)} reload",
         "# A model may have to be fetched and loaded first; what is hopeless says so by itself.",
         "TimeoutStartSec=infinity",
         "# Running requests finish, then engines end: `modelyard up` sees to its own, systemd to what is left.",

@@ -57,6 +57,7 @@ def start_yard(state: StateDirectory, gateway: Gateway, *, insecure: bool) -> St
     watch_read, leash = os.pipe()
     argv = [sys.executable, "-I", "-m", "modelyard.yard", "--outcome-fd", str(outcome_write)]
     argv += ["--watch-fd", str(watch_read), "--host", gateway.host, "--port", str(gateway.port)]
+    argv += ["--workers", str(gateway.workers)]
     if gateway.tls is not None:
         argv += ["--tls-cert", gateway.tls.cert, "--tls-key", gateway.tls.key]
         if gateway.tls.client_ca is not None:

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from modelyard.cli.admin import Admin, listening, state_directory
+from modelyard.cli.admin import Admin, gateways, listening, state_directory
 from modelyard.cli.health import Health, Level, Seen, ToDo, ago, expires_in_s, judge
 from modelyard.cli.options import Json
 from modelyard.cli.output import OUT, as_called, print_json, say
@@ -23,7 +23,7 @@ from modelyard.hardware.machine import disk_free_bytes
 from modelyard.observe.recent import Traffic, recent_traffic
 from modelyard.records.base import Record
 from modelyard.records.evidence import Evidence
-from modelyard.records.listening import Listening
+from modelyard.records.listening import Gateways, Listening
 from modelyard.state import StateDirectory
 from modelyard.verify.report import Report, explain
 
@@ -38,6 +38,7 @@ class Status(Record, kw_only=True):
     deployments: tuple[DeploymentView, ...]
     health: Health | None = None
     traffic: tuple[Traffic, ...] = ()
+    gateways: Gateways | None = None
 
 
 def status(
@@ -78,7 +79,7 @@ def _look(state: StateDirectory, name: str | None) -> Status:
         traffic=tuple(one for one in traffic if any(view.name == one.deployment for view in views)),
         disk_free_bytes=disk_free_bytes(state.root),
     )
-    return Status(serving=where, deployments=views, health=judge(seen), traffic=seen.traffic)
+    return Status(serving=where, deployments=views, health=judge(seen), traffic=seen.traffic, gateways=gateways(state))
 
 
 def _end(found: Status) -> None:
@@ -114,13 +115,22 @@ def _page(found: Status, *, with_evidence: bool) -> RenderableType:
     health = found.health
     parts: list[RenderableType] = [
         Text(visible(health.sentence), style=_COLOURS[health.level]),
-        Text(f"{found.serving.url}    up {ago(time.time() - found.serving.started_at)}"),
+        Text(f"{found.serving.url}    up {ago(time.time() - found.serving.started_at)}{_workers(found.gateways)}"),
         _table(found),
         *(_to_do(one) for one in health.to_do),
     ]
     if with_evidence:
         parts += [_evidence(view) for view in found.deployments]
     return Group(*parts)
+
+
+def _workers(seen: Gateways | None) -> str:
+    """`    3 of 4 workers serve, 1 finishes its answers`; nothing where there is one, and it serves."""
+    if seen is None or (len(seen.serving) == 1 and seen.serving[0].is_ready and not seen.leaving):
+        return ""
+    ready = sum(one.is_ready for one in seen.serving)
+    text = f"    {ready} of {seen.workers} worker{'s' if seen.workers != 1 else ''} serve"
+    return text + (f", {len(seen.leaving)} finishing answers" if seen.leaving else "")
 
 
 def _to_do(one: ToDo) -> Text:

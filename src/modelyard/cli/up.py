@@ -52,6 +52,7 @@ def up(
     engine: Annotated[str | None, typer.Option(help="Engine, in place of the planned one.")] = None,
     host: Annotated[str | None, typer.Option(help="Where clients connect; beyond loopback TLS is demanded.")] = None,
     port: Annotated[int | None, typer.Option(help="Port for clients; 0 takes a free one.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=64, help="Gateway processes on the one port.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Serve HTTPS with this certificate (PEM).")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
     tls_client_ca: Annotated[
@@ -68,7 +69,7 @@ def up(
     deployments are added to it. Ctrl-C stops what this command started: running requests finish, unless it is pressed
     again.
     """
-    asked = _asked_gateway(host, port, _tls(tls_cert, tls_key, tls_client_ca))
+    asked = _asked_gateway(host, port, workers, _tls(tls_cert, tls_key, tls_client_ca))
     choice = choose(what, Path())
     file = _wanted_file(choice, name, engine, asked)
     state, settings = state_directory(), settings_module.load()
@@ -131,9 +132,9 @@ def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> Tls | N
     return Tls(cert=str(cert.absolute()), key=str(key.absolute()), client_ca=authorities)
 
 
-def _asked_gateway(host: str | None, port: int | None, tls: Tls | None) -> dict[str, Any]:
+def _asked_gateway(host: str | None, port: int | None, workers: int | None, tls: Tls | None) -> dict[str, Any]:
     """What the options say about the gateway, and nothing that they leave to the file."""
-    asked = {"host": host, "port": port, "tls": tls}
+    asked = {"host": host, "port": port, "workers": workers, "tls": tls}
     return {name: value for name, value in asked.items() if value is not None}
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import os
 import socket
 import time
 from pathlib import Path
 
 from modelyard.gateway import limits, serve
 from modelyard.gateway.debug_window import DebugFiles
+from modelyard.gateway.group import Group
 from modelyard.gateway.listen import tls_of
 from modelyard.gateway.seeding import seed
 from modelyard.gateway.service import Follower, Service
@@ -22,6 +24,9 @@ def main() -> None:
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--listen-fd", type=int, required=True)
     parser.add_argument("--lifeline-fd", type=int, required=True)
+    parser.add_argument("--ready-fd", type=int, help="where to say by one byte that it serves")
+    parser.add_argument("--workers", type=int, default=1, help="how many of us share the listening socket")
+    parser.add_argument("--worker", type=int, default=0, help="which of them this is")
     parser.add_argument("--tls-cert", type=Path)
     parser.add_argument("--tls-key", type=Path)
     parser.add_argument("--tls-client-ca", type=Path)
@@ -32,16 +37,35 @@ def main() -> None:
     wire = dataclasses.replace(limits.WIRE, connections_per_address=chosen.connections_per_address)
 
     def follow(service: Service) -> list[asyncio.Task[None]]:
+        loop = asyncio.get_running_loop()
         service.worker.debug = DebugFiles(state.debug, service.worker.journal.worker)
         follower = Follower(service, state.topology, state.keys)
+        tasks: list[asyncio.Task[None]] = []
+        if chosen.workers > 1:
+            service.group = Group(state.admission, chosen.workers, service.worker.admissions, follower.follow)
+            tasks.append(loop.create_task(service.group.keep_forever()))
         follower.follow()
         worker = service.worker
         seed(worker.accounts, worker.keyring, state.spending, state.journal, time.time())
-        return [asyncio.get_running_loop().create_task(follower.follow_forever())]
+        return [*tasks, loop.create_task(follower.follow_forever())]
 
     sock = socket.socket(fileno=chosen.listen_fd)
     sock.setblocking(False)
-    serve.run(sock, state.journal, follow, tls=tls, wire=wire, lifeline=chosen.lifeline_fd)
+    serve.run(
+        sock,
+        state.journal,
+        follow,
+        tls=tls,
+        wire=wire,
+        lifeline=chosen.lifeline_fd,
+        on_listening=lambda: _tell_ready(chosen.ready_fd),
+    )
+
+
+def _tell_ready(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.write(descriptor, b".")
+        os.close(descriptor)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import msgspec
 
 from modelyard.gateway.asking import WITHDRAWN, Asking, Result
 from modelyard.gateway.balance import NOBODY_LEFT, choose
-from modelyard.gateway.breaker import CLOSED, probed, stepped
+from modelyard.gateway.breaker import CLOSED, Event, learned, probed, stepped
 from modelyard.gateway.budget import Budget
 from modelyard.gateway.entry import admit, retry_after_s
 from modelyard.gateway.fair_queue import FairQueue
@@ -118,6 +118,10 @@ class Admission:
         self.retries = left or filled
         return left is not None
 
+    def learn(self, seats: Seats, event: Event, now: float, chance: float) -> None:
+        """How a replica fared with a request, for its breaker; `chance` as `breaker.learned` takes it."""
+        seats.breaker = learned(seats.breaker, event, now, self.deployment.policy.failover, chance)
+
     def leave(self, seats: Seats, result: Result, asking: Asking) -> None:
         """Give a seat back, and say what was learned; the next in the queue gets one."""
         seats.in_flight -= 1
@@ -149,6 +153,14 @@ class Admission:
             else:
                 self.queue.take(ticket)
                 self._seat(ticket.waiter, ticket.asking, decision)
+
+    def withdraw(self) -> list[Queued]:
+        """Everyone who waits leaves the queue, in its order: to wait at another door."""
+        waiting: list[Queued] = []
+        while (ticket := self.queue.next(lambda one: True)) is not None:
+            self.queue.drop(ticket)
+            waiting.append(ticket)
+        return waiting
 
     def forget(self, ticket: Queued) -> None:
         """Nobody waits with this ticket any more: its place in the queue is free."""

@@ -15,7 +15,7 @@ import msgspec
 from modelyard.gateway.accounts import Account, Reservation, rate_limit_lines
 from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Result
 from modelyard.gateway.attempt import Attempt, Failure, Reader
-from modelyard.gateway.breaker import CLOSED, Event, learned
+from modelyard.gateway.breaker import CLOSED, Event
 from modelyard.gateway.debug_window import overheard
 from modelyard.gateway.dialects.dialect import Speaker, renamed
 from modelyard.gateway.dialects.registry import READERS
@@ -287,8 +287,7 @@ class Exchange:
 
     def _learn(self, seats: Seats, event: Event) -> None:
         assert self.admission is not None
-        limits = self.admission.deployment.policy.failover
-        seats.breaker = learned(seats.breaker, event, now(), limits, self.worker.chance())
+        self.admission.learn(seats, event, now(), self.worker.chance())
 
     def _notes(self) -> bytes:
         """Header lines beside those that every response has."""

@@ -52,7 +52,8 @@ def run(
     lifeline: int | None = None,
     on_listening: Callable[[], None] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT (then drain), or until the lifeline ends (then at once).
+    """Serve until SIGTERM or SIGINT (then drain), until SIGUSR1 (another process serves the socket now: step aside), or
+    until the lifeline ends (then at once). A signal after the first one cuts the draining short, a third ends at once.
 
     `prepare` fills the service and returns the tasks that keep it up to date."""
     raise_descriptor_limit()
@@ -80,12 +81,14 @@ async def _serve(
     certificates = Certificates(tls) if tls is not None else None
     if certificates is not None:
         tasks.append(loop.create_task(certificates.follow_forever()))
-    stop = asyncio.Event()
+    ending = _Ending()
     for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, _stop_or_exit, stop)
+        loop.add_signal_handler(name, ending.stop)
+    loop.add_signal_handler(signal.SIGUSR1, ending.step_aside)
     if lifeline is not None:
         watch_lifeline(loop, lifeline)
-    accepting = Accepting(sock, service.connection, certificates.context if certificates is not None else None)
+    shared = service.group is not None
+    accepting = Accepting(sock, service.connection, certificates.context if certificates else None, shared=shared)
     await accepting.start()
     listening = loop.create_task(_accept_forever(accepting, pressure))
     tasks.append(listening)
@@ -93,10 +96,14 @@ async def _serve(
     trimming = loop.create_task(_give_memory_back_forever())
     if on_listening is not None:
         on_listening()
-    await _until_stopped(stop, tasks)
+    await _until_stopped(ending.asked, tasks)
     listening.cancel()
-    accepting.pause()
-    is_sent = await service.drain(DRAIN_GRACE_S)
+    if ending.is_replaced:
+        accepting.pause()
+        is_sent = await service.step_aside(DRAIN_GRACE_S, ending.hurry)
+    else:
+        is_sent = await service.drain(DRAIN_GRACE_S, ending.hurry)
+        accepting.pause()
     for task in (*tasks, trimming):
         task.cancel()
     journal.close(is_sent=is_sent)
@@ -142,8 +149,23 @@ async def _give_memory_back_forever() -> None:
         trim(0)
 
 
-def _stop_or_exit(stop: asyncio.Event) -> None:
-    """The first signal drains; the second one means now."""
-    if stop.is_set():
-        raise SystemExit(130)
-    stop.set()
+class _Ending:
+    """What the signals so far ask for."""
+
+    def __init__(self) -> None:
+        self.asked, self.hurry = asyncio.Event(), asyncio.Event()
+        self.is_replaced = False
+        self._stops = 0
+
+    def stop(self) -> None:
+        self._stops += 1
+        if self._stops > 2:
+            raise SystemExit(130)
+        if self._stops > 1:
+            self.hurry.set()
+        self.asked.set()
+
+    def step_aside(self) -> None:
+        if not self.asked.is_set():
+            self.is_replaced = True
+            self.asked.set()

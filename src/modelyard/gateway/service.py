@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -13,7 +14,9 @@ from modelyard.errors import UsageError
 from modelyard.gateway.admission import Admission
 from modelyard.gateway.client import ClientConnection
 from modelyard.gateway.connections import Connections
+from modelyard.gateway.group import Group
 from modelyard.gateway.keyring import KeyLog
+from modelyard.gateway.late import LateConnection
 from modelyard.gateway.upstream import parse_address
 from modelyard.gateway.worker import Worker
 from modelyard.records.base import UnreadableRecord, decode
@@ -22,6 +25,9 @@ from modelyard.records.topology import Deployment, Topology
 FOLLOW_INTERVAL_S = 0.1
 SWEEP_INTERVAL_S = 0.5
 FLUSH_S = 1.0
+# A client that works asks again within this time, and is told in the answer that its connection ends.
+IDLE_PATIENCE_S = 5.0
+LOOK_EVERY_S = 0.1
 IDLE_UNDER_PRESSURE_S = 1.0
 
 
@@ -30,10 +36,15 @@ class Service:
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
+        # Set, before the first topology, where there are several workers.
+        self.group: Group | None = None
         self._connections: Connections[ClientConnection] = Connections(worker.wire)
+        self._is_ending = False
 
-    def connection(self) -> ClientConnection:
+    def connection(self) -> ClientConnection | LateConnection:
         """The protocol of a client that has just connected."""
+        if self._is_ending:
+            return LateConnection()
         return ClientConnection(self.worker, self._connections)
 
     # What changes from outside.
@@ -57,7 +68,8 @@ class Service:
     def _update(self, name: str, deployment: Deployment) -> None:
         admission = self.worker.admissions.get(name)
         if admission is None:
-            admission = self.worker.admissions[name] = Admission(deployment)
+            admission = Admission(deployment) if self.group is None else self.group.door(deployment)
+            self.worker.admissions[name] = admission
         for pool in admission.update(deployment):
             pool.close()
 
@@ -86,28 +98,62 @@ class Service:
             await asyncio.sleep(SWEEP_INTERVAL_S)
             self.sweep(time.monotonic() - due)
 
+    # The end.
+
     def is_sent(self) -> bool:
         """Whether the answers that have ended are with the kernel: no reader is so slow that the end of one waits."""
         return not any(connection.holds_an_end() for connection in self._connections.open)
 
-    async def drain(self, grace_s: float) -> bool:
-        """Finish what is under way, start nothing new on idle connections; at the deadline tell the rest and end.
-        Whether every answer was sent to its end."""
-        self.worker.draining = True
+    async def drain(self, grace_s: float, hurry: asyncio.Event) -> bool:
+        """Nobody takes over: finish what is under way, tell whoever comes now to come again. At the deadline, or when
+        `hurry` is set, tell the rest and end. Whether every answer was sent to its end."""
+        self.worker.draining = self._is_ending = True
         for connection in list(self._connections.open):
             connection.close()
-        await self._quiet_within(grace_s)
+        deadline = time.monotonic() + grace_s
+        await self._quiet_within(grace_s, hurry)
+        if self.group is not None:
+            # What other workers wait for is given out here.
+            await self._first_of(self.group.until_alone(), hurry.wait(), within_s=deadline - time.monotonic())
+        return await self._end()
+
+    async def step_aside(self, grace_s: float, hurry: asyncio.Event) -> bool:
+        """Another process serves the socket now: finish what is under way, and end connections between two requests,
+        where that can be said in an answer. One that asks nothing for IDLE_PATIENCE_S is closed."""
+        self.worker.draining = True
+        if self.group is not None:
+            self.group.step_down()
+        for connection in list(self._connections.open):
+            if connection.exchange is not None and not connection.exchange.first_byte_at:
+                connection.exchange.request.keep_alive = False
+        deadline = time.monotonic() + grace_s
+        idle_since: dict[ClientConnection, float] = {}
+        while self._connections.open and not hurry.is_set() and (now := time.monotonic()) < deadline:
+            for connection in list(self._connections.open):
+                if connection.exchange is not None or connection.receiving is not None:
+                    idle_since.pop(connection, None)
+                elif now - idle_since.setdefault(connection, now) >= IDLE_PATIENCE_S:
+                    connection.close()
+            await self._quiet_within(LOOK_EVERY_S, hurry)
+        return await self._end()
+
+    async def _end(self) -> bool:
         for connection in list(self._connections.open):
             connection.stop()
-        await self._quiet_within(FLUSH_S)
+        await self._quiet_within(FLUSH_S, asyncio.Event())
         is_sent = self.is_sent()
         for connection in list(self._connections.open):
             connection.abort()
         return is_sent
 
-    async def _quiet_within(self, grace_s: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._connections.quiet.wait(), grace_s)
+    async def _quiet_within(self, grace_s: float, hurry: asyncio.Event) -> None:
+        await self._first_of(self._connections.quiet.wait(), hurry.wait(), within_s=grace_s)
+
+    async def _first_of(self, *waits: Coroutine[Any, Any, object], within_s: float) -> None:
+        waiting = [asyncio.ensure_future(wait) for wait in waits]
+        await asyncio.wait(waiting, timeout=max(0.0, within_s), return_when=asyncio.FIRST_COMPLETED)
+        for one in waiting:
+            one.cancel()
 
 
 class Follower:

@@ -24,3 +24,23 @@ class StartFailed(Record, tag_field="schema", tag="start-failed/v1", kw_only=Tru
 
 
 StartOutcome = Listening | StartFailed
+
+
+class GatewayProcess(Record):
+    """One of the gateway's processes; `number` counts from 0 and stays with whoever takes its place."""
+
+    number: int
+    pid: int
+    is_ready: bool
+
+
+class Gateways(Record, tag_field="schema", tag="gateways/v1", kw_only=True):
+    """The gateway's processes as yard knows them: `workers` is how many there should be, `serving` those that live now.
+    `leaving` finish their answers. `reloads` counts reloads that came to
+    an end; `failure` says why the last one changed nothing, empty where it did what it should."""
+
+    workers: int
+    serving: tuple[GatewayProcess, ...]
+    leaving: tuple[int, ...] = ()
+    reloads: int = 0
+    failure: str = ""

@@ -181,6 +181,7 @@ class Gateway(Record, forbid_unknown_fields=True):
     tls: Annotated[
         Tls | None, Meta(description="Serve HTTPS with this certificate; new files are taken in as they appear.")
     ] = None
+    workers: Annotated[int, Meta(ge=1, le=64, description="Gateway processes that share the port.")] = 1
     connections_per_address: Annotated[
         int,
         Meta(

@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument(
         "--insecure-listen", action="store_true", help="beyond loopback without TLS: something else guards it"
     )
+    parser.add_argument("--workers", type=int, default=1, help="gateway processes on the one socket")
     parser.add_argument("--outcome-fd", type=int, help="where to say in one line whether it listens")
     parser.add_argument("--watch-fd", type=int, help="stop when this pipe ends; a byte from it ends the watch")
     chosen = parser.parse_args()
@@ -55,6 +56,7 @@ def _run(chosen: argparse.Namespace) -> None:
         lease_s=ours.lease_s,
         children_environ={name: ours.environ[name] for name in INHERITED if name in ours.environ},
         watched=chosen.watch_fd,
+        workers=max(1, chosen.workers),
         connections_per_address=chosen.connections_per_address,
     )
     state = open_state(ours.state_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Callable
@@ -18,7 +19,8 @@ STEADY_AFTER_S = 5.0
 @dataclass(slots=True)
 class Child:
     """One process by role. `argv` is what to run; `descriptors` are inherited under their own numbers. However often
-    it ends, it is started again within `backoff_cap_s`."""
+    it ends, it is started again within `backoff_cap_s`. One that `tells_ready` gets the writing end of a pipe as
+    `--ready-fd`, and says by a byte in it that it serves; `ready_fd` is our end while nothing was said."""
 
     role: str
     argv: list[str]
@@ -26,7 +28,10 @@ class Child:
     log: IO[bytes]
     environ: dict[str, str]
     backoff_cap_s: float
+    tells_ready: bool = False
+    is_ready: bool = False
     process: subprocess.Popen[bytes] | None = None
+    ready_fd: int = -1
     started_at: float = 0.0
     start_again_at: float = 0.0
     ends_in_a_row: int = 0
@@ -37,8 +42,11 @@ class Child:
         if self.process is not None:
             status = self.process.poll()
             if status is None:
+                self._hear()
                 return
             self.process = None
+            self.is_ready = False
+            self._close_ready()
             self._back_off(f"ended ({_words(status)})", now, jitter, say)
         if now >= self.start_again_at:
             try:
@@ -49,18 +57,43 @@ class Child:
 
     def _start(self, now: float) -> None:
         self.started_at = now
-        self.process = subprocess.Popen(
-            self.argv,
-            stdin=subprocess.DEVNULL,
-            stdout=self.log,
-            stderr=self.log,
-            pass_fds=self.descriptors,
-            env=self.environ,
-            # From the first instruction: a child that still loads its modules holds our port already.
-            preexec_fn=die_with_parent,
-            # A Ctrl-C at the terminal reaches yard alone; it decides who ends when.
-            process_group=0,
-        )
+        argv, descriptors, told = self.argv, self.descriptors, -1
+        if self.tells_ready:
+            self.ready_fd, told = os.pipe()
+            os.set_blocking(self.ready_fd, False)
+            argv, descriptors = [*argv, "--ready-fd", str(told)], (*descriptors, told)
+        try:
+            self.process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=self.log,
+                stderr=self.log,
+                pass_fds=descriptors,
+                env=self.environ,
+                # From the first instruction: a child that still loads its modules holds our port already.
+                preexec_fn=die_with_parent,
+                # A Ctrl-C at the terminal reaches yard alone; it decides who ends when.
+                process_group=0,
+            )
+        except BaseException:
+            self._close_ready()
+            raise
+        finally:
+            if told >= 0:
+                os.close(told)
+
+    def _hear(self) -> None:
+        """Whether it has said that it serves. The end of the pipe without a word is the end of the process: `poll`
+        tells of that."""
+        if self.ready_fd >= 0:
+            with contextlib.suppress(BlockingIOError):
+                self.is_ready = os.read(self.ready_fd, 1) != b""
+                self._close_ready()
+
+    def _close_ready(self) -> None:
+        if self.ready_fd >= 0:
+            os.close(self.ready_fd)
+            self.ready_fd = -1
 
     def _back_off(self, what: str, now: float, jitter: Callable[[], float], say: Callable[[str], None]) -> None:
         self.ends_in_a_row = 1 if now - self.started_at > STEADY_AFTER_S else self.ends_in_a_row + 1
