@@ -131,7 +131,7 @@ class Attempt:
         holder.attempts += 1
         if holder.client.paused:
             connection.pause()
-        connection.send(self, _request_bytes(holder.endpoint, holder.body))
+        connection.send(self, _request_bytes(holder.endpoint, self.seats.pool.fields, holder.body))
 
     async def _connect(self) -> None:
         try:
@@ -347,9 +347,10 @@ def _refusal(status: int, retry_after: bytes, body: bytes) -> Refusal:
     return Refusal(status, error.message[:2000] or "the engine refused the request", code=code, param=error.param)
 
 
-def _request_bytes(path: str, body: bytes) -> bytes:
-    return b"POST %b HTTP/1.1\r\nhost: engine\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
+def _request_bytes(path: str, fields: bytes, body: bytes) -> bytes:
+    return b"POST %b HTTP/1.1\r\nhost: engine\r\ncontent-type: application/json\r\n%bcontent-length: %d\r\n\r\n%b" % (
         path.encode(),
+        fields,
         len(body),
         body,
     )
