@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from hypothesis import given
 from hypothesis import strategies as st
 from journal_records import answered, choice
 from msgspec.structs import replace
 
 from modelyard.gateway.balance import choose
+from modelyard.gateway.entry import admit
 from modelyard.observe.replay import WhatIf, replay, sampled
 from modelyard.records.base import decode, encode
-from modelyard.records.decision import Candidate
+from modelyard.records.decision import Candidate, Entry
 from modelyard.records.journal import RequestRecord
 
 candidates = st.lists(
@@ -57,3 +60,36 @@ def test_a_sample_is_as_large_as_asked_in_order_and_repeats_itself(there: int, w
     assert len(chosen) == min(there, wanted)
     assert [one.sequence for one in chosen] == sorted({one.sequence for one in chosen})
     assert chosen == list(sampled(records, wanted))
+
+
+def door(waiting: int, *, room: Literal["free", "taken", "none"] = "free", held_s: float = 1.0) -> Entry:
+    return Entry(
+        waiting=waiting,
+        ahead=waiting,
+        held=0,
+        keys_waiting=2,
+        seats=2,
+        held_s=held_s,
+        standing_s=0.0,
+        room=room,
+        queue_timeout_s=30.0,
+        overload_wait_s=5.0,
+        retry_after_s=2,
+        jitter=0.25,
+    )
+
+
+@given(st.integers(0, 200), st.sampled_from(["free", "taken", "none"]), st.floats(0, 100))
+def test_every_verdict_of_the_door_comes_out_again_after_its_way_through_the_journal(
+    waiting: int, room: Literal["free", "taken", "none"], held_s: float
+) -> None:
+    record = answered(decision=None, admitted=admit(door(waiting, room=room, held_s=held_s)))
+    found = replay([decode(encode(record), RequestRecord)])
+    assert (found.entries, found.entries_differ) == (1, 0)
+
+
+def test_a_verdict_that_comes_out_another_way_is_shown_with_both() -> None:
+    wrong = replace(admit(door(0)), verdict="refuse")
+    found = replay([answered(admitted=wrong)])
+    (one,) = found.differing_entries
+    assert (found.entries_differ, one.recorded.verdict, one.now.verdict) == (1, "refuse", "wait")

@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from modelyard import __version__, settings
-from modelyard.cli import engines, keys, models, service, teams
+from modelyard.cli import debug, engines, keys, models, service, teams
 from modelyard.cli.audit import audit
 from modelyard.cli.chat import chat
 from modelyard.cli.completion import completion_of
@@ -66,6 +66,7 @@ for verb in VERBS:
 app.add_typer(models.app, name="models")
 app.add_typer(engines.app, name="engines")
 app.add_typer(keys.app, name="keys")
+app.add_typer(debug.app, name="debug")
 app.add_typer(teams.app, name="teams")
 app.add_typer(service.app, name="service")
 

@@ -15,7 +15,7 @@ from modelyard.cli.options import Json
 from modelyard.cli.output import print_json, say
 from modelyard.errors import UsageError
 from modelyard.observe.journal import BEGINNING, read_journal, record_of
-from modelyard.observe.replay import AS_IT_WAS, Differing, Replayed, WhatIf, sampled
+from modelyard.observe.replay import AS_IT_WAS, Differing, DifferingEntry, Replayed, WhatIf, sampled
 from modelyard.observe.replay import replay as decide_again
 from modelyard.records.base import Record
 from modelyard.records.decision import Decision
@@ -30,6 +30,9 @@ class ReplayReport(Record, kw_only=True):
     differ: int
     unseated: int
     differing: tuple[Differing, ...]
+    entries: int = 0
+    entries_differ: int = 0
+    differing_entries: tuple[DifferingEntry, ...] = ()
 
 
 def replay(
@@ -53,7 +56,7 @@ def replay(
         oldest = time.time() - seconds(since)
         records = (record for record in records if record.at >= oldest)
     if sample:
-        records = sampled((record for record in records if record.decision is not None), sample)
+        records = sampled((record for record in records if record.decision or record.admitted), sample)
     found = decide_again(records, asked)
     if json:
         print_json(
@@ -63,11 +66,14 @@ def replay(
                 differ=found.differ,
                 unseated=found.unseated,
                 differing=tuple(found.differing),
+                entries=found.entries,
+                entries_differ=found.entries_differ,
+                differing_entries=tuple(found.differing_entries),
             )
         )
     else:
         _show(found, asked)
-    if found.differ and asked is AS_IT_WAS:
+    if (found.differ or found.entries_differ) and asked is AS_IT_WAS:
         raise typer.Exit(1)
 
 
@@ -117,6 +123,12 @@ def _show(found: Replayed, asked: WhatIf) -> None:
     for one in found.differing:
         say(f"{one.request_id}: recorded {_said(one.recorded)}; now {_said(one.now)}")
         say(f"    saw {', '.join(f'{c.replica} {c.in_flight}/{c.max_in_flight}' for c in one.now.candidates)}")
+    if found.entries:
+        same = found.entries - found.entries_differ
+        say(f"{same:,} of {found.entries:,} recorded admissions lead to the same verdict")
+    for entry in found.differing_entries:
+        was, now = entry.recorded, entry.now
+        say(f"{entry.request_id}: recorded {was.verdict} ({was.reason}); now {now.verdict} ({now.reason})")
     if found.differ > len(found.differing):
         say(f"... and {found.differ - len(found.differing):,} more")
 

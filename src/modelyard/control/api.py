@@ -16,6 +16,8 @@ from modelyard import __version__
 from modelyard.control import showing, wanted
 from modelyard.control.audit_log import AuditLog
 from modelyard.control.auditing import audited, tell
+from modelyard.control.debug_routes import add_debug_routes
+from modelyard.control.debugging import DebugWindows
 from modelyard.control.fleet import Fleet
 from modelyard.control.key_log import KeyWriter
 from modelyard.control.key_routes import add_key_routes
@@ -31,7 +33,13 @@ LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 
 def make_app(
-    state: StateDirectory, admin_key: str, fleet: Fleet, keys: KeyWriter, seen: Measurements, audit: AuditLog
+    state: StateDirectory,
+    admin_key: str,
+    fleet: Fleet,
+    keys: KeyWriter,
+    seen: Measurements,
+    audit: AuditLog,
+    windows: DebugWindows,
 ) -> FastAPI:
     """The application. Every route but /health demands the admin key; a Host that is not loopback is refused, so that
     no web page can reach it by a name that it controls."""
@@ -39,7 +47,7 @@ def make_app(
     locked = APIRouter(dependencies=[Depends(_admin(admin_key))])
 
     @app.middleware("http")
-    async def noted(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    async def note(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         try:
             return await audited(audit, request, call_next)
         except ModelyardError as error:
@@ -73,11 +81,16 @@ def make_app(
 
     @locked.get("/deployments")
     async def deployments() -> Response:
-        return _json([showing.of_deployment(one, latest(state, name), 0) for name, one in fleet.running.items()])
+        return _json(
+            [
+                showing.of_deployment(one, latest(state, name), 0, windows.until(name))
+                for name, one in fleet.running.items()
+            ]
+        )
 
     @locked.get("/deployments/{name}")
     async def deployment(name: str, after_step: Annotated[int, Query(ge=0)] = 0) -> Response:
-        return _json(showing.of_deployment(fleet.get(name), latest(state, name), after_step))
+        return _json(showing.of_deployment(fleet.get(name), latest(state, name), after_step, windows.until(name)))
 
     @locked.post("/deployments/{name}/reload")
     async def reload(name: str, request: Request) -> Response:
@@ -99,6 +112,7 @@ def make_app(
         return _json({"name": name})
 
     add_key_routes(locked, keys, seen.usage)
+    add_debug_routes(locked, fleet, windows)
 
     @locked.get("/metrics")
     async def metrics() -> Response:

@@ -28,7 +28,7 @@ async def audited(audit: AuditLog, request: Request, call_next: CallNext) -> Res
     if request.method in _READING:
         return await call_next(request)
     response = await call_next(request)
-    if response.status_code == 401:
+    if response.status_code == 401 or getattr(request.state, "noted", False):
         return response
     action, subject = _what(request)
     told = dict[str, str](getattr(request.state, "told", {}))
@@ -43,6 +43,12 @@ async def audited(audit: AuditLog, request: Request, call_next: CallNext) -> Res
 def tell(request: Request, **details: str) -> None:
     """Add to the entry of this request; `subject` takes the place of what its path says. Never a secret."""
     request.state.told = {**getattr(request.state, "told", {}), **details}
+
+
+def noted(request: Request) -> str:
+    """For what writes an entry of its own: who asks, and no other entry."""
+    request.state.noted = True
+    return _who(request)
 
 
 def _what(request: Request) -> tuple[str, str]:

@@ -46,12 +46,13 @@ class Waiter(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Queued:
-    """A place in the queue. `waiting` is the queue's."""
+    """A place in the queue. `waiting` is the queue's; `admitted` why it was let in."""
 
     waiter: Waiter
     asking: Asking
     deadline: float
     waiting: bool = False
+    admitted: Admitted | None = None
 
 
 @dataclass(slots=True)
@@ -189,6 +190,7 @@ class Admission:
         if displaced is None:
             admitted = admit(msgspec.structs.replace(admitted.entry, room="none"))
         self._record(admitted)
+        ticket.admitted = admitted
         if admitted.verdict == "refuse":
             raise self._too_many(admitted)
         self._put(ticket, now)
@@ -247,12 +249,10 @@ class Admission:
             text += f", {entry.held} of them with this key"
         if admitted.expected_s:
             text += f", about {admitted.expected_s:.0f} s"
-        return Refusal(
-            admitted.status,
-            text,
-            code="over_share" if admitted.status == 429 else "overloaded",
-            retry_after_s=admitted.retry_after_s,
-        )
+        code = "over_share" if admitted.status == 429 else "overloaded"
+        refusal = Refusal(admitted.status, text, code=code, retry_after_s=admitted.retry_after_s)
+        refusal.admitted = admitted
+        return refusal
 
     def _displaced(self, victim: Queued, newcomer: Asking) -> Refusal:
         if victim.asking.priority != newcomer.priority:

@@ -57,7 +57,8 @@ class Failure(msgspec.Struct, frozen=True):
 class Reader(Protocol):
     """Who reads the answer. `paused` while it reads slower than we write."""
 
-    paused: bool
+    @property
+    def paused(self) -> bool: ...
 
     def write(self, data: bytes) -> None: ...
 
@@ -73,6 +74,7 @@ class Holder(Protocol):
     bytes_out: int
     endpoint: str
     body: bytes
+    trace_lines: bytes
     request: Request
     speaker: Speaker | None
 
@@ -131,7 +133,8 @@ class Attempt:
         holder.attempts += 1
         if holder.client.paused:
             connection.pause()
-        connection.send(self, _request_bytes(holder.endpoint, self.seats.pool.fields, holder.body))
+        lines = self.seats.pool.fields + holder.trace_lines
+        connection.send(self, _request_bytes(holder.endpoint, holder.body, lines))
 
     async def _connect(self) -> None:
         try:
@@ -347,10 +350,11 @@ def _refusal(status: int, retry_after: bytes, body: bytes) -> Refusal:
     return Refusal(status, error.message[:2000] or "the engine refused the request", code=code, param=error.param)
 
 
-def _request_bytes(path: str, fields: bytes, body: bytes) -> bytes:
+def _request_bytes(path: str, body: bytes, lines: bytes) -> bytes:
+    """`lines` are header lines beside those that every request has."""
     return b"POST %b HTTP/1.1\r\nhost: engine\r\ncontent-type: application/json\r\n%bcontent-length: %d\r\n\r\n%b" % (
         path.encode(),
-        fields,
+        lines,
         len(body),
         body,
     )

@@ -183,6 +183,11 @@ class ClientConnection(asyncio.Protocol):
             request.coded = request.coded or value.strip().lower() != b"identity"
         elif lowered == b"expect":
             request.expects = value.strip().lower() == b"100-continue"
+        elif lowered == b"traceparent":
+            # Two of them are none: nobody can tell which is meant.
+            request.traceparent = b"-" if request.traceparent else value
+        elif lowered == b"tracestate":
+            request.tracestate = request.tracestate + b"," + value if request.tracestate else value
         elif b"_" in name:
             # Some programs take `_` and `-` for the same: they would read content_length as a length.
             shown = name.decode("latin-1")[:64]

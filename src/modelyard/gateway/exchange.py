@@ -16,6 +16,7 @@ from modelyard.gateway.accounts import Account, Reservation, rate_limit_lines
 from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Result
 from modelyard.gateway.attempt import Attempt, Failure, Reader
 from modelyard.gateway.breaker import CLOSED, Event, learned
+from modelyard.gateway.debug_window import overheard
 from modelyard.gateway.dialects.dialect import Speaker, renamed
 from modelyard.gateway.dialects.registry import READERS
 from modelyard.gateway.dialects.ways import direct, spoken
@@ -27,8 +28,9 @@ from modelyard.gateway.refusals import Refusal, error_event, unavailable, unknow
 from modelyard.gateway.request import Request
 from modelyard.gateway.resumption import Resumable, resumable
 from modelyard.gateway.seats import Seats
+from modelyard.gateway.trace import parse as parse_trace
 from modelyard.gateway.worker import Worker
-from modelyard.records.decision import Decision
+from modelyard.records.decision import Admitted, Decision
 from modelyard.records.journal import Attempt as Tried
 from modelyard.records.journal import Outcome, RequestRecord, UsageSource
 from modelyard.records.topology import Deployment
@@ -73,11 +75,13 @@ class Exchange:
     asking = Asking()
     ticket: Queued | None = None
     decision: Decision | None = None
+    admitted: Admitted | None = None
     attempt: Attempt | None = None
     reservation: Reservation | None = None
     # What the record ends with.
     cost_pico = 0
-    trace_id = ""
+    trace_id = trace_parent = ""
+    trace_lines = b""
     tried: tuple[Tried, ...] = ()
     resumed = 0
 
@@ -91,13 +95,25 @@ class Exchange:
         try:
             admission = self._check()
             admission.requests += 1
-            self.ticket = admission.enter(self, self.asking, now())
+            self._enter(admission)
         except Refusal as refusal:
             self._refuse(refusal)
+
+    def _enter(self, admission: Admission) -> None:
+        """Raises Refusal. What the door decided stands in the record, either way."""
+        try:
+            self.ticket = ticket = admission.enter(self, self.asking, now())
+        except Refusal as refusal:
+            self.admitted = refusal.admitted
+            raise
+        if ticket is not None:
+            self.admitted = ticket.admitted
 
     def _check(self) -> Admission:
         """All that can be refused before a seat is asked for. Returns the door to ask at."""
         request, worker = self.request, self.worker
+        if request.traceparent:
+            self._join_trace(request)
         endpoint = request.route.endpoint
         reader = READERS.get(endpoint)
         asked = reader(request.body, request.id) if reader is not None else None
@@ -112,6 +128,8 @@ class Exchange:
         self.admission = admission
         worker.keyring.authorize(request.key, call.model, endpoint)
         deployment = admission.deployment
+        if request.at < deployment.debug_until:
+            self.client = overheard(self.client, worker.debug, deployment)
         sending = direct(parsed, endpoint, deployment) if asked is None else spoken(asked, deployment)
         self.endpoint, self.body, self.speaker = sending.endpoint, sending.body, sending.speaker
         self.names = sending.names
@@ -135,6 +153,13 @@ class Exchange:
         found = resumable(call, self.endpoint, deployment, self.body, self.speaker, chunked=chunked)
         self.speaker = found or self.speaker
         return found
+
+    def _join_trace(self, request: Request) -> None:
+        """The client's trace goes on through us to the engine."""
+        trace = parse_trace(request.traceparent, request.tracestate)
+        if trace is not None:
+            self.trace_id, self.trace_parent = trace.trace_id, trace.parent()
+            self.trace_lines = trace.onward(request.id)
 
     def _reserve(self, line: tuple[Account, ...], call: AnyCall, admission: Admission) -> None:
         request, at = self.request, now()
@@ -222,7 +247,7 @@ class Exchange:
         self.asking = msgspec.structs.replace(self.asking, excluded=self.asking.excluded | {replica.name})
         admission.leave(attempt.seats, _FAILED, self.asking)
         try:
-            self.ticket = admission.enter(self, self.asking, now())
+            self._enter(admission)
         except Refusal as refusal:
             self._refuse(refusal)
 
@@ -412,6 +437,8 @@ class Exchange:
                 self.trace_id,
                 self.tried,
                 self.resumed,
+                self.trace_parent,
+                self.admitted,
             )
         )
         if self.reservation is not None:

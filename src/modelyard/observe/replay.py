@@ -9,24 +9,36 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from modelyard.gateway.balance import choose
+from modelyard.gateway.entry import admit
 from modelyard.records.base import Record
-from modelyard.records.decision import Decision
+from modelyard.records.decision import Admitted, Decision
 from modelyard.records.journal import RequestRecord
 
 
 class Differing(Record, kw_only=True):
-    """A decision that comes out another way now."""
+    """A choice that comes out another way now."""
 
     request_id: str
     recorded: Decision
     now: Decision
 
 
+class DifferingEntry(Record, kw_only=True):
+    """A request that would now be let in, or refused, in another way."""
+
+    request_id: str
+    recorded: Admitted
+    now: Admitted
+
+
 @dataclass(slots=True)
 class Replayed:
-    """`differing` holds the first of those that differ; `differ` counts all of them. `unseated` are those of them that
-    find no replica at all now."""
+    """`differing` holds the first of those choices that differ; `differ` counts all of them. `unseated` are those of
+    them that find no replica at all now. The same of what the door decided, where no seat was free, in `entries`."""
 
+    entries: int = 0
+    entries_differ: int = 0
+    differing_entries: list[DifferingEntry] = field(default_factory=list[DifferingEntry])
     decisions: int = 0
     same: int = 0
     differ: int = 0
@@ -59,6 +71,8 @@ def replay(records: Iterable[RequestRecord], what_if: WhatIf = AS_IT_WAS) -> Rep
     """Decide each recorded choice again. With other inputs only the choice is compared, not how it is explained."""
     found = Replayed()
     for record in records:
+        if record.admitted is not None and what_if is AS_IT_WAS:
+            _enter_again(record.request_id, record.admitted, found)
         recorded = record.decision
         if recorded is None:
             continue
@@ -73,6 +87,15 @@ def replay(records: Iterable[RequestRecord], what_if: WhatIf = AS_IT_WAS) -> Rep
         if len(found.differing) < MOST_SHOWN:
             found.differing.append(Differing(request_id=record.request_id, recorded=recorded, now=now))
     return found
+
+
+def _enter_again(request_id: str, recorded: Admitted, found: Replayed) -> None:
+    found.entries += 1
+    now = admit(recorded.entry)
+    if now != recorded:
+        found.entries_differ += 1
+        if len(found.differing_entries) < MOST_SHOWN:
+            found.differing_entries.append(DifferingEntry(request_id=request_id, recorded=recorded, now=now))
 
 
 def sampled(records: Iterable[RequestRecord], count: int, seed: int = 0) -> Iterator[RequestRecord]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from modelyard.observe.advice import advice
 from modelyard.records.base import Record
-from modelyard.records.decision import Candidate, Decision
+from modelyard.records.decision import Admitted, Candidate, Decision
 from modelyard.records.journal import RequestRecord
 
 PICO = 10**12
@@ -69,9 +69,21 @@ def _admission(record: RequestRecord) -> list[Chapter]:
     if not record.deployment:
         return [Chapter(at_s=None, text=f"refused before a deployment was known: {record.error or record.status}")]
     if record.decision is None and not record.attempts:
-        return [Chapter(at_s=record.total_s, text=f"{asked}; no seat: {record.error or record.outcome}")]
+        why = f"{asked}; no seat: {record.error or record.outcome}{_door(record.admitted)}"
+        return [Chapter(at_s=record.total_s, text=why)]
     waited = "a seat at once" if record.queued_s < 0.001 else f"a seat after {record.queued_s:.3f} s in the queue"
-    return [Chapter(at_s=record.queued_s, text=f"{asked}; within every limit; {waited}")]
+    return [Chapter(at_s=record.queued_s, text=f"{asked}; within every limit; {waited}{_door(record.admitted)}")]
+
+
+def _door(admitted: Admitted | None) -> str:
+    """What the door saw, where no seat was free."""
+    if admitted is None:
+        return ""
+    entry = admitted.entry
+    return (
+        f" (the door: {admitted.reason}; {entry.waiting} waited, {entry.ahead} of them ahead, for {entry.seats} seats;"
+        f" expected {admitted.expected_s:.1f} s)"
+    )
 
 
 def _choice(decision: Decision | None) -> list[Chapter]:

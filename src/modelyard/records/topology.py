@@ -85,7 +85,8 @@ class Deployment(Record):
     cannot honour: a request that sets one is told so; `ignored_fields` are those that it would take and do nothing
     about. `cache_salt`: it keeps cached prefixes apart by a salt in the request. `engine` is its name; `endpoints` are
     those that it has itself; `reasoning_field` is what it calls a model's thoughts, where it tells them at all;
-    `continues_chat`: it can go on with an answer that was begun."""
+    `continues_chat`: it can go on with an answer that was begun. `debug_until`: until then (Unix seconds) what clients
+    send and are sent is written down, in files of its own."""
 
     name: str
     engine_model: str
@@ -101,6 +102,7 @@ class Deployment(Record):
     continues_chat: bool = False
     ignored_fields: tuple[str, ...] = ()
     cache_salt: bool = False
+    debug_until: float = 0.0
     policy: Policy = Policy()
 
 
