@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from modelyard import settings
+from modelyard.cli.credential import secret_of
 from modelyard.cli.output import say
 from modelyard.errors import UsageError
 
@@ -21,6 +23,9 @@ def gateway(
     key: Annotated[list[str] | None, typer.Option(help="A key that clients may use. Repeatable.")] = None,
     engine_model: Annotated[str, typer.Option(help="The name the engine answers to, if it is another.")] = "",
     max_in_flight: Annotated[int, typer.Option(help="Requests at once per engine; more wait in the queue.")] = 256,
+    upstream_key: Annotated[
+        str | None, typer.Option(help="The key that the engines ask of us, by reference: env:NAME or file:/path.")
+    ] = None,
     state: Annotated[Path | None, typer.Option(help="Where the journal goes; without it none is kept.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file.")] = None,
@@ -48,6 +53,7 @@ def gateway(
         raise UsageError("no key", hint="give --key; a gateway that anyone may use is not started")
     tls = tls_of(tls_cert, tls_key, tls_client_ca)
     check_bind(host, has_key=bool(key), has_tls=tls is not None, insecure=insecure_listen)
+    bearer = secret_of(upstream_key, settings.load().environ) if upstream_key is not None else ""
     topology = standalone.fixed_topology(model, engine_model or model, upstream, max_in_flight)
     sock = listening_socket(host, port)
     journal = open_state(state.absolute()).journal if state is not None else None
@@ -55,7 +61,7 @@ def gateway(
     serve.run(
         sock,
         journal,
-        functools.partial(standalone.prepare, topology, key),
+        functools.partial(standalone.prepare, topology, key, bearer),
         tls=tls,
         wire=dataclasses.replace(WIRE, connections_per_address=connections_per_address),
         on_listening=lambda: say(f"listening on {url} for {model!r}"),

@@ -133,7 +133,8 @@ class Attempt:
         holder.attempts += 1
         if holder.client.paused:
             connection.pause()
-        connection.send(self, _request_bytes(holder.endpoint, holder.body, holder.trace_lines))
+        lines = self.seats.pool.fields + holder.trace_lines
+        connection.send(self, _request_bytes(holder.endpoint, holder.body, lines))
 
     async def _connect(self) -> None:
         try:

@@ -32,9 +32,13 @@ def fixed_topology(model: str, engine_model: str, upstreams: list[str], max_in_f
     return Topology(generation=1, deployments=(deployment,))
 
 
-def prepare(topology: Topology, secrets: list[str], service: Service) -> list[asyncio.Task[None]]:
-    """Fill a service with what never changes."""
+def prepare(topology: Topology, secrets: list[str], upstream_key: str, service: Service) -> list[asyncio.Task[None]]:
+    """Fill a service with what never changes. `upstream_key` is what the engines ask of us; it stands in no record."""
     for number, secret in enumerate(secrets, 1):
         service.worker.keyring.apply(KeyCreated(key=key_record(secret, f"key-{number}", time.time())))
     service.apply(topology)
+    if upstream_key:
+        for admission in service.worker.admissions.values():
+            for seats in admission.seats.values():
+                seats.pool.fields = b"authorization: Bearer %b\r\n" % upstream_key.encode()
     return []

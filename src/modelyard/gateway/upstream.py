@@ -49,10 +49,12 @@ def parse_address(address: str) -> str | tuple[str, int]:
 
 
 class Pool:
-    """Open, idle connections to one launch of an engine, newest first."""
+    """Open, idle connections to one launch of an engine, newest first. `fields` are header lines that each request to
+    it bears."""
 
     def __init__(self, address: str) -> None:
         self._address = parse_address(address)
+        self.fields = b""
         self.idle: list[UpstreamConnection] = []
         self.closed = False
 

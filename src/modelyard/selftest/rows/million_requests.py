@@ -209,7 +209,7 @@ def _counted(metrics: Metrics, family: str) -> float:
 
 
 ROW = Row(
-    key="million",
+    key="ledger",
     name="mixed traffic with kills in between",
     claim="Every acknowledged request stands exactly once in journal, usage, cost and metrics, with the tokens that "
     "its engine stated and their exact cost; records beyond those are at most the requests in flight at the kills, and "
