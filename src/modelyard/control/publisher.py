@@ -52,6 +52,7 @@ class Publisher:
                 engine=first.engine,
                 endpoints=tuple(sorted(capabilities.endpoints)),
                 reasoning_field=capabilities.reasoning_field,
+                continues_chat=capabilities.continues_chat,
             )
         )
 

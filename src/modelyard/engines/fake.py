@@ -42,6 +42,7 @@ class FakeAdapter:
         formats=frozenset({"fake"}),
         architectures=frozenset({"fake"}),
         endpoints=frozenset({"/v1/chat/completions", "/v1/completions"}),
+        continues_chat=True,
         unix_socket=True,
         structured_output=True,
         cached_token_usage=True,

@@ -87,6 +87,7 @@ class LlamaCpp:
         architectures=ARCHITECTURES,
         endpoints=frozenset({"/v1/chat/completions", "/v1/completions"}),
         reasoning_field="reasoning_content",
+        continues_chat=True,
         unix_socket=True,
         structured_output=True,
         cached_token_usage=True,

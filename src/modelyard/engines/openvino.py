@@ -80,6 +80,7 @@ class OpenVino:
         # What its GGUF reader builds; others end with "Unsupported model architecture".
         architectures=frozenset({"llama", "qwen2", "qwen3"}),
         endpoints=frozenset({"/v1/chat/completions", "/v1/completions"}),
+        continues_chat=True,
         unix_socket=True,
         structured_output=True,
         cached_token_usage=True,

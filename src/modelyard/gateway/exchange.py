@@ -24,14 +24,16 @@ from modelyard.gateway.estimate import answer_tokens, may_use, prompt_tokens
 from modelyard.gateway.fields import AnyCall, parse, usage_asked, warning_of
 from modelyard.gateway.heads import json_response, stream_head
 from modelyard.gateway.lanes import LAST_CHUNK, Usage, chunk
-from modelyard.gateway.refusals import Refusal, unavailable, unknown_model
+from modelyard.gateway.refusals import Refusal, error_event, unavailable, unknown_model
 from modelyard.gateway.request import Request
+from modelyard.gateway.resumption import Resumable, resumable
 from modelyard.gateway.seats import Seats
 from modelyard.gateway.trace import parse as parse_trace
 from modelyard.gateway.worker import Worker
 from modelyard.records.decision import Admitted, Decision
 from modelyard.records.journal import Attempt as Tried
 from modelyard.records.journal import Outcome, RequestRecord, UsageSource
+from modelyard.records.topology import Deployment
 
 _NO_USAGE = Usage()
 _FAILED = Result("failed")
@@ -43,6 +45,7 @@ _TRIED: dict[str, Literal["refused", "failed", "late"]] = {
     "erred": "failed",
     "late": "late",
 }
+_TRUNCATED = "the engine ended this answer before it was complete"
 _DEGRADED = b"x-modelyard-degraded: no replica is sound; the least bad one answered\r\n"
 
 
@@ -60,10 +63,12 @@ class Exchange:
     ended = stream = usage_asked = False
     attempts = 0
     bytes_out = 0
+    events_before = 0
     seated_at = first_byte_at = 0.0
     endpoint = ""
     body = b""
     speaker: Speaker | None = None
+    resumable: Resumable | None = None
     names: Mapping[str, str] = MappingProxyType({})
     warning = b""
     admission: Admission | None = None
@@ -128,6 +133,8 @@ class Exchange:
         sending = direct(parsed, endpoint, deployment) if asked is None else spoken(asked, deployment)
         self.endpoint, self.body, self.speaker = sending.endpoint, sending.body, sending.speaker
         self.names = sending.names
+        if self.stream and asked is None and deployment.policy.failover.on_broken_stream == "resume":
+            self.resumable = self._kept_for_resumption(call, deployment)
         if request.route.shape == "anthropic":
             self.warning = b"request-id: %b\r\n" % request.id.encode()
         if asked is not None and asked.stripped:
@@ -148,6 +155,12 @@ class Exchange:
             self.trace_id, self.trace_parent = trace.trace_id, trace.parent()
             self.trace_lines = trace.onward(request.id)
 
+    def _kept_for_resumption(self, call: AnyCall, deployment: Deployment) -> Resumable | None:
+        chunked = self.request.chunked_allowed
+        found = resumable(call, self.endpoint, deployment, self.body, self.speaker, chunked=chunked)
+        self.speaker = found or self.speaker
+        return found
+
     def _reserve(self, line: tuple[Account, ...], call: AnyCall, admission: Admission) -> None:
         request, at = self.request, now()
         asked = may_use(call, len(request.body), admission.deployment, request.at)
@@ -161,7 +174,8 @@ class Exchange:
     def seated(self, seats: Seats, decision: Decision) -> None:
         self.ticket = None
         self.decision = decision
-        self.seated_at = at = now()
+        at = now()
+        self.seated_at = self.seated_at or at
         self.attempt = attempt = Attempt(self, seats, at)
         attempt.send(seats.pool.take(at))
 
@@ -172,16 +186,18 @@ class Exchange:
     # The attempt's side.
 
     def attempt_begins_answer(self, attempt: Attempt) -> bytes:
-        self.first_byte_at = now()
         if attempt.seats.breaker.state == "half_open":
             self._learn(attempt.seats, "answered")
+        if self.first_byte_at:
+            return b""
+        self.first_byte_at = now()
         request = self.request
         return stream_head(request.id, self._notes(), keep_alive=request.keep_alive, chunked=request.chunked_allowed)
 
     def attempt_streamed(self, attempt: Attempt, usage: Usage | None, last: bytes) -> None:
         self.bytes_out += len(last)
         verdict = attempt.lane.verdict if attempt.lane is not None else ""
-        self._end("complete", 200, usage, last, events=attempt.events(), error=verdict)
+        self._end("complete", 200, usage, last, events=self.events_before + attempt.events(), error=verdict)
 
     def attempt_answered(self, attempt: Attempt, body: bytes, usage: Usage | None, verdict: str) -> None:
         self.first_byte_at = now()
@@ -204,8 +220,8 @@ class Exchange:
             attempt.seats.refusing = True
         self._learn(attempt.seats, failure.event)
         if self.first_byte_at:
-            cause = failure.cause
-            self._cut_short("truncated", "the engine ended this answer before it was complete", error=cause)
+            if not self._resume(attempt, failure):
+                self._cut_short("truncated", _TRUNCATED, error=failure.cause)
         elif self._may_retry(attempt, failure):
             self._retry(attempt, failure)
         elif failure.refusal is not None:
@@ -231,11 +247,24 @@ class Exchange:
         self._note(attempt, failure)
         self.attempt = None
         self.asking = msgspec.structs.replace(self.asking, excluded=self.asking.excluded | {replica.name})
-        admission.leave(attempt.seats, WITHDRAWN if failure.kind == "unconnected" else _FAILED, self.asking)
+        admission.leave(attempt.seats, _FAILED, self.asking)
         try:
             self._enter(admission)
         except Refusal as refusal:
             self._refuse(refusal)
+
+    def _resume(self, attempt: Attempt, failure: Failure) -> bool:
+        """Let another replica go on from what was sent; False where none can."""
+        if self.resumable is None or not self._may_retry(attempt, failure):
+            return False
+        body = self.resumable.go_on()
+        if body is None:
+            return False
+        self.body = body
+        self.resumed += 1
+        self.events_before += attempt.events() if attempt.relaying else 0
+        self._retry(attempt, failure)
+        return True
 
     def _note(self, attempt: Attempt, failure: Failure) -> None:
         replica, began = attempt.seats.replica, self.request.began
@@ -261,12 +290,22 @@ class Exchange:
 
     def _cut_short(self, outcome: Outcome, message: str, *, error: str) -> None:
         """End a stream that has begun: the client is told by an event, and by the end of the connection."""
-        assert self.attempt is not None and self.attempt.lane is not None
+        attempt = self.attempt
         self.request.keep_alive = False
-        event = self.attempt.lane.failed(message, outcome)
+        if attempt is not None and attempt.lane is not None:
+            event = attempt.lane.failed(message, outcome)
+        else:
+            event = error_event(message, code=outcome)
         out = chunk(event) + LAST_CHUNK if self.request.chunked_allowed else event
         self.bytes_out += len(out)
-        self._end(outcome, 200, self.attempt.usage(), out, events=self.attempt.events(), error=error)
+        self._end(
+            outcome, 200, attempt.usage() if attempt is not None else None, out, events=self._events(), error=error
+        )
+
+    def _events(self) -> int:
+        """Pieces of the stream that went to the client, by whichever replica."""
+        attempt = self.attempt
+        return self.events_before + (attempt.events() if attempt is not None and attempt.relaying else 0)
 
     def _unavailable(self, cause: str) -> None:
         if self.ended:
@@ -283,10 +322,7 @@ class Exchange:
         if self.ended:
             return
         attempt, status = self.attempt, 200 if self.first_byte_at else 499
-        if attempt is None:
-            self._end("client_gone", status, None, b"")
-        else:
-            self._end("client_gone", status, attempt.usage(), b"", events=attempt.events())
+        self._end("client_gone", status, attempt.usage() if attempt is not None else None, b"", events=self._events())
 
     def gateway_stops(self) -> None:
         """The time for finishing is over."""
@@ -324,14 +360,14 @@ class Exchange:
 
     # The end.
 
-    def _result(self, outcome: Outcome, usage: Usage | None) -> Result:
+    def _result(self, outcome: Outcome, usage: Usage | None, seated_at: float) -> Result:
         if outcome in ("upstream_failed", "truncated"):
             return _FAILED
         if outcome != "complete":
             return WITHDRAWN
         # A plain answer is held until it is whole: when its first token came is not known.
-        first_delta_s = self.first_byte_at - self.seated_at if self.stream else 0.0
-        held_s = now() - self.seated_at
+        first_delta_s = max(0.0, self.first_byte_at - seated_at) if self.stream else 0.0
+        held_s = now() - seated_at
         if usage is None:
             return Result("answered", first_delta_s, 0, held_s)
         fresh = usage.prompt_tokens - usage.cached_tokens
@@ -339,6 +375,10 @@ class Exchange:
 
     def _refuse(self, refusal: Refusal, outcome: Outcome = "refused") -> None:
         if self.ended:
+            return
+        if self.first_byte_at:
+            # It was to be resumed, and was not: its head is out, with a 200.
+            self._cut_short("truncated", _TRUNCATED, error=refusal.message)
             return
         if refusal.status == 503 and outcome == "refused":
             outcome = "unavailable"
@@ -410,5 +450,5 @@ class Exchange:
         if attempt is not None and admission is not None:
             if attempt.seats.breaker is not CLOSED and outcome not in ("upstream_failed", "truncated", "unavailable"):
                 self._learn(attempt.seats, "answered" if outcome in ("complete", "refused") else "withdrawn")
-            admission.leave(attempt.seats, self._result(outcome, usage), self.asking)
+            admission.leave(attempt.seats, self._result(outcome, usage, attempt.began), self.asking)
         self.client.exchange_ended(self)

@@ -125,6 +125,10 @@ class ChatCall(Call, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=FIELDS.top_logprobs)] | None = None
     reasoning_effort: Annotated[str, Meta(max_length=32)] | None = None
 
+    @property
+    def ends_with_answer(self) -> bool:
+        return isinstance(self.messages[-1], _Assistant)
+
     def problem(self) -> tuple[str, str] | None:
         """The field at fault and what is wrong, for what a type cannot say."""
         if self.response_format is not None and (problem := _response_format(self.response_format)):

@@ -27,6 +27,7 @@ class WireLimits:
     upstream_body_bytes: int = 64 * 1024 * 1024
     upstream_event_bytes: int = 4 * 1024 * 1024
     upstream_early_heads: int = 8
+    kept_stream_bytes: int = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)

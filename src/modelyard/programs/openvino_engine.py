@@ -149,12 +149,13 @@ class Engine:
         once, twice = len(self.encode(text)), len(self.encode(text + text))
         return once if once == twice else None
 
-    def render_chat(self, messages: list[dict[str, Any]]) -> list[int]:
+    def render_chat(self, messages: list[dict[str, Any]], begun: str = "") -> list[int]:
+        """The prompt of an answer to `messages`, of which `begun` has been said."""
         try:
             text: str = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True)
         except Exception as error:  # the template is the model's own program and may raise anything
             raise Unusable(f"the model's chat template refuses these messages: {error}") from error
-        return self._encode(text, special=False)
+        return self._encode(text + begun, special=False)
 
     def encode(self, text: str) -> list[int]:
         return self._encode(text, special=True)

@@ -129,7 +129,7 @@ class Stepper:
 
     def _prompt(self, message: dict[str, Any]) -> list[int]:
         if "messages" in message:
-            prompt = self._engine.render_chat(message["messages"])
+            prompt = self._engine.render_chat(message["messages"], message.get("begun", ""))
         elif "text" in message:
             prompt = self._engine.encode(message["text"])
         else:

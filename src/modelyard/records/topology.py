@@ -21,7 +21,7 @@ class Replica(Record):
 class Failover(Record):
     """What happens when a replica fails a request. Until the first piece of an answer it is sent to another one: up to
     `sendings` in all, within `retry_share` of the deployment's requests and `retries_per_s` besides; after
-    `first_token_s` too, while another one is free.
+    `first_token_s` too, while another one is free. After that, `on_broken_stream` says.
 
     A replica is taken out for `eject_s`, twice as long each time up to `eject_most_s`, after `eject_after` lost
     connections in a row, or when `eject_share` of at least `eject_volume` requests within ten seconds failed."""
@@ -30,6 +30,7 @@ class Failover(Record):
     retry_share: float = 0.1
     retries_per_s: float = 3.0
     first_token_s: float | None = None
+    on_broken_stream: Literal["error", "resume"] = "error"
     eject_after: int = 5
     eject_share: float = 0.5
     eject_volume: int = 20
@@ -83,8 +84,9 @@ class Deployment(Record):
     While `open` is false nothing is routed and `reason` says why. `refused_fields` are request fields that the engine
     cannot honour: a request that sets one is told so; `ignored_fields` are those that it would take and do nothing
     about. `cache_salt`: it keeps cached prefixes apart by a salt in the request. `engine` is its name; `endpoints` are
-    those that it has itself; `reasoning_field` is what it calls a model's thoughts, where it tells them at all.
-    `debug_until`: until then (Unix seconds) what clients send and are sent is written down, in files of its own."""
+    those that it has itself; `reasoning_field` is what it calls a model's thoughts, where it tells them at all;
+    `continues_chat`: it can go on with an answer that was begun. `debug_until`: until then (Unix seconds) what clients
+    send and are sent is written down, in files of its own."""
 
     name: str
     engine_model: str
@@ -97,6 +99,7 @@ class Deployment(Record):
     engine: str = ""
     endpoints: tuple[str, ...] = ("/v1/chat/completions", "/v1/completions")
     reasoning_field: Literal["", "reasoning", "reasoning_content"] = ""
+    continues_chat: bool = False
     ignored_fields: tuple[str, ...] = ()
     cache_salt: bool = False
     debug_until: float = 0.0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from modelyard.errors import UsageError
 from modelyard.selftest.row import Row
-from modelyard.selftest.rows import canaries, only_replica_killed, upstream_misbehaves
+from modelyard.selftest.rows import canaries, only_replica_killed, streams_resumed, upstream_misbehaves
 
-MODULES = (only_replica_killed, upstream_misbehaves, canaries)
+MODULES = (only_replica_killed, upstream_misbehaves, streams_resumed, canaries)
 ROWS: tuple[Row, ...] = tuple(module.ROW for module in MODULES)
 
 

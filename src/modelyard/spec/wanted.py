@@ -98,6 +98,13 @@ class Failover(Record, forbid_unknown_fields=True):
         Seconds | None,
         Meta(description="After this long without a token another replica is asked if one is free; never if left out."),
     ] = None
+    on_broken_stream: Annotated[
+        Literal["error", "resume"],
+        Meta(
+            description="When a replica dies in the middle of a stream: end it with an error event, or let another one "
+            "go on from the text that was sent. Only plain text of one choice, with a seed or temperature 0."
+        ),
+    ] = "error"
     eject_after: Annotated[
         int, Meta(ge=1, le=10_000, description="After how many lost connections in a row a replica is taken out.")
     ] = 5

@@ -40,7 +40,9 @@ def read_chat(body: bytes, knobs: Knobs) -> Ask:
     asked = [text for text, message in zip(texts, messages, strict=True) if message.get("role") == "user"]
     limit = _count(fields, "max_completion_tokens") or _count(fields, "max_tokens")
     fact = fake_answers.about_capitals(asked[-1]) if asked and knobs.facts else None
-    return _ask(fields, knobs, "\n".join(texts), _structured(fields, knobs) or fact, limit, chat=True)
+    begun = texts[-1] if fields.get("continue_final_message") and messages[-1].get("role") == "assistant" else ""
+    known = _structured(fields, knobs) or fact
+    return _ask(fields, knobs, "\n".join(texts), known, limit, chat=True, begun=begun)
 
 
 def read_completion(body: bytes, knobs: Knobs) -> Ask:
@@ -51,7 +53,7 @@ def read_completion(body: bytes, knobs: Knobs) -> Ask:
         raise BadRequest("'prompt' is a text", param="prompt")
     fact = fake_answers.after_prompt(prompt) if knobs.facts else None
     limit = _count(fields, "max_tokens") or DEFAULT_COMPLETION_TOKENS
-    return _ask(fields, knobs, prompt, _structured(fields, knobs) or fact, limit, chat=False)
+    return _ask(fields, knobs, prompt, _structured(fields, knobs) or fact, limit, chat=False, begun=prompt)
 
 
 def _ask(
@@ -62,7 +64,9 @@ def _ask(
     limit: int | None,
     *,
     chat: bool,
+    begun: str,
 ) -> Ask:
+    """`begun` ends with what has been said of the answer, if anything has."""
     prompt_tokens = max(1, len(prompt.split()))
     room = knobs.context_tokens - prompt_tokens
     if room < 1 and knobs.defect == "context":
@@ -73,6 +77,7 @@ def _ask(
     options = fields.get("stream_options")
     stream = bool(fields.get("stream"))
     pieces = known or fake_answers.words(knobs.tokens, fake_defects.stem(knobs.defect, knobs.stem))
+    pieces = fake_answers.rest(pieces, begun)
     answer = fake_answers.cut(pieces, _stops(fields), min(room, limit or room))
     if knobs.defect:
         answer = fake_defects.answer(knobs.defect, answer, pieces, chat=chat, stream=stream, limit=limit)
