@@ -148,18 +148,18 @@ class Exchange:
             self._reserve(line, call, admission)
         return admission
 
+    def _kept_for_resumption(self, call: AnyCall, deployment: Deployment) -> Resumable | None:
+        chunked = self.request.chunked_allowed
+        found = resumable(call, self.endpoint, deployment, self.body, self.speaker, chunked=chunked)
+        self.speaker = found or self.speaker
+        return found
+
     def _join_trace(self, request: Request) -> None:
         """The client's trace goes on through us to the engine."""
         trace = parse_trace(request.traceparent, request.tracestate)
         if trace is not None:
             self.trace_id, self.trace_parent = trace.trace_id, trace.parent()
             self.trace_lines = trace.onward(request.id)
-
-    def _kept_for_resumption(self, call: AnyCall, deployment: Deployment) -> Resumable | None:
-        chunked = self.request.chunked_allowed
-        found = resumable(call, self.endpoint, deployment, self.body, self.speaker, chunked=chunked)
-        self.speaker = found or self.speaker
-        return found
 
     def _reserve(self, line: tuple[Account, ...], call: AnyCall, admission: Admission) -> None:
         request, at = self.request, now()

@@ -209,7 +209,7 @@ def upstream_body(parsed: Parsed, deployment: Deployment) -> bytes:
         parsed.stripped = parsed.stripped | set(dropped)
     changed = _bounds(parsed, deployment.context_tokens)
     if deployment.cache_salt and policy.salted:
-        changed["cache_salt"] = _salt_of(parsed.key_id)
+        changed["cache_salt"] = salt_of(parsed.key_id)
     # We always ask for usage: the journal has it, and the lane withholds it from who did not ask.
     options = _WITH_USAGE if call.stream else None
     if (
@@ -266,7 +266,7 @@ def _bounds(parsed: Parsed, context_tokens: int) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=4096)
-def _salt_of(key_id: str) -> str:
+def salt_of(key_id: str) -> str:
     """What keeps the cached prefixes of one key apart from those of others: the same after every start."""
     return sha256(f"modelyard prefix cache {key_id}".encode()).hexdigest()[:32]
 

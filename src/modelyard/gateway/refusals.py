@@ -86,7 +86,9 @@ def error_event(message: str, *, code: str) -> bytes:
 
 
 def unknown_model(name: str) -> Refusal:
-    return Refusal(404, f"the model {name[:128]!r} does not exist here", code="model_not_found", param="model")
+    """The same for a name that nobody has and for one that the key may not use: who asks learns of no other's."""
+    message = f"the model {name[:128]!r} does not exist here, or this key may not use it"
+    return Refusal(404, message, code="model_not_found", param="model")
 
 
 def invalid(message: str, param: str | None = None) -> Refusal:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from modelyard.selftest.connection import Response, events_of
 
@@ -32,10 +32,10 @@ def judged(response: Response, expected: str, *, stream: bool) -> Judged:
 
 def error_problem(value: Any) -> str:
     """What is wrong with `value` as OpenAI's error object; empty where nothing is."""
-    error = value.get("error") if isinstance(value, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+    error = cast("dict[str, Any]", value).get("error") if isinstance(value, dict) else None
     if not isinstance(error, dict):
         return "no error object"
-    fields: dict[str, Any] = error  # pyright: ignore[reportUnknownVariableType]
+    fields = cast("dict[str, Any]", error)
     if not isinstance(fields.get("message"), str) or not fields["message"]:
         return "an error without a message"
     if not isinstance(fields.get("type"), str):

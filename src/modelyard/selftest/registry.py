@@ -2,12 +2,60 @@
 
 from __future__ import annotations
 
+import re
+from types import ModuleType
+
 from modelyard.errors import UsageError
 from modelyard.selftest.row import Row
-from modelyard.selftest.rows import canaries, only_replica_killed, streams_resumed, upstream_misbehaves
+from modelyard.selftest.rows import (
+    budgets,
+    canaries,
+    client_leaves,
+    injected_text,
+    kills,
+    million,
+    nothing_is_fetched,
+    only_replica_killed,
+    outage,
+    overload,
+    requests_of_any_shape,
+    secrets_stay,
+    streams_resumed,
+    tenants_apart,
+    upstream_misbehaves,
+)
 
-MODULES = (only_replica_killed, upstream_misbehaves, streams_resumed, canaries)
-ROWS: tuple[Row, ...] = tuple(module.ROW for module in MODULES)
+MODULES = (
+    budgets,
+    canaries,
+    client_leaves,
+    injected_text,
+    kills,
+    million,
+    nothing_is_fetched,
+    only_replica_killed,
+    outage,
+    overload,
+    requests_of_any_shape,
+    secrets_stay,
+    streams_resumed,
+    tenants_apart,
+    upstream_misbehaves,
+)
+
+
+def _rows_of(module: ModuleType) -> tuple[Row, ...]:
+    """A module has ROWS, or one ROW."""
+    return getattr(module, "ROWS", None) or (module.ROW,)
+
+
+def _place(row: Row) -> tuple[int, str]:
+    """By number, words last."""
+    number = re.match(r"\d+", row.key)
+    return (int(number[0]) if number else 1_000_000, row.key)
+
+
+ROWS: tuple[Row, ...] = tuple(sorted((row for module in MODULES for row in _rows_of(module)), key=_place))
 
 
 def choose(text: str) -> tuple[Row, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from http1 import BadRequest
@@ -18,7 +18,8 @@ DEFAULT_COMPLETION_TOKENS = 16
 
 @dataclass(frozen=True)
 class Ask:
-    """A request that can be served: what to answer (`answer`), and how the client wants it."""
+    """A request that can be served: what to answer (`answer`), and how the client wants it. The answer is the arguments
+    of a call where `tool` names one; its first `thoughts` tokens are thoughts."""
 
     chat: bool
     model: str
@@ -28,6 +29,8 @@ class Ask:
     salt: str
     stream: bool
     include_usage: bool
+    tool: str = ""
+    thoughts: int = 0
 
 
 def read_chat(body: bytes, knobs: Knobs) -> Ask:
@@ -41,8 +44,10 @@ def read_chat(body: bytes, knobs: Knobs) -> Ask:
     limit = _count(fields, "max_completion_tokens") or _count(fields, "max_tokens")
     fact = fake_answers.about_capitals(asked[-1]) if asked and knobs.facts else None
     begun = texts[-1] if fields.get("continue_final_message") and messages[-1].get("role") == "assistant" else ""
-    known = _structured(fields, knobs) or fact
-    return _ask(fields, knobs, "\n".join(texts), known, limit, chat=True, begun=begun)
+    tool, arguments = _call(fields, messages) if knobs.call_tools else ("", None)
+    known = arguments or _structured(fields, knobs) or fact
+    ask = _ask(fields, knobs, "\n".join(texts), known, limit, chat=True, begun=begun)
+    return replace(ask, tool=tool, thoughts=0 if tool else knobs.thoughts)
 
 
 def read_completion(body: bytes, knobs: Knobs) -> Ask:
@@ -54,6 +59,11 @@ def read_completion(body: bytes, knobs: Knobs) -> Ask:
     fact = fake_answers.after_prompt(prompt) if knobs.facts else None
     limit = _count(fields, "max_tokens") or DEFAULT_COMPLETION_TOKENS
     return _ask(fields, knobs, prompt, _structured(fields, knobs) or fact, limit, chat=False, begun=prompt)
+
+
+def text_of(messages: list[Any]) -> str:
+    """What the messages of a chat say, as its tokens are counted."""
+    return "\n".join(_text_of(message) for message in messages)
 
 
 def _ask(
@@ -123,6 +133,15 @@ def _text_of(message: Any) -> str:
     return content
 
 
+def _call(fields: Mapping[str, Any], messages: list[Any]) -> tuple[str, tuple[str, ...] | None]:
+    """The tool to call and the tokens of its arguments; nothing where none is offered, or it was called already."""
+    tools = fields.get("tools")
+    if not is_list(tools) or not tools or fields.get("tool_choice") == "none" or messages[-1].get("role") == "tool":
+        return "", None
+    function = tools[0]["function"]
+    return function["name"], fake_answers.as_json(fake_answers.instance(function.get("parameters", {"type": "object"})))
+
+
 def _count(fields: Mapping[str, Any], name: str) -> int | None:
     value = fields.get(name)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
@@ -169,22 +188,42 @@ class Shapes:
     def of(cls, ask: Ask, number: int, cached_tokens: int, defect: str) -> Shapes:
         return cls(ask, f"{'chatcmpl' if ask.chat else 'cmpl'}-{number}", cached_tokens, int(time.time()), defect)
 
-    def whole(self, text: str) -> dict[str, object]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        content: dict[str, object] = {"message": message} if self.ask.chat else {"text": text}
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": self.ask.answer.finish_reason}
+    def whole(self, pieces: list[str]) -> dict[str, object]:
+        content: dict[str, object] = {"message": self._message(pieces)} if self.ask.chat else {"text": "".join(pieces)}
+        choice = {"index": 0, **content, "logprobs": None, "finish_reason": self._finish_reason}
         kind = "chat.completion" if self.ask.chat else "text_completion"
         return {**self._head(kind), "choices": [choice], "usage": self._usage()}
+
+    def _message(self, pieces: list[str]) -> dict[str, object]:
+        thought, text = "".join(pieces[: self.ask.thoughts]), "".join(pieces[self.ask.thoughts :])
+        message: dict[str, object] = {"role": "assistant", "content": text, "refusal": None}
+        if self.ask.tool:
+            function = {"name": self.ask.tool, "arguments": text}
+            call = {"id": f"call-{self.id}", "type": "function", "function": function}
+            return {**message, "content": None, "tool_calls": [call]}
+        return {**message, "reasoning_content": thought} if thought else message
+
+    @property
+    def _finish_reason(self) -> str:
+        reason = self.ask.answer.finish_reason
+        return "tool_calls" if self.ask.tool and reason == "stop" else reason
 
     def opening(self) -> dict[str, object] | None:
         """The chunk before the first token: a chat names its role."""
         return self._chunk({"delta": {"role": "assistant", "content": ""}}, None) if self.ask.chat else None
 
-    def piece(self, text: str) -> dict[str, object]:
-        return self._chunk({"delta": {"content": text}} if self.ask.chat else {"text": text}, None)
+    def piece(self, text: str, number: int) -> dict[str, object]:
+        """The chunk of one token; `number` counts those before it."""
+        if not self.ask.chat:
+            return self._chunk({"text": text}, None)
+        if self.ask.tool:
+            function = {"arguments": text} if number else {"name": self.ask.tool, "arguments": text}
+            named = {} if number else {"id": f"call-{self.id}", "type": "function"}
+            return self._chunk({"delta": {"tool_calls": [{"index": 0, **named, "function": function}]}}, None)
+        return self._chunk({"delta": {"reasoning_content" if number < self.ask.thoughts else "content": text}}, None)
 
     def closing(self) -> dict[str, object]:
-        return self._chunk({"delta": {}} if self.ask.chat else {"text": ""}, self.ask.answer.finish_reason)
+        return self._chunk({"delta": {}} if self.ask.chat else {"text": ""}, self._finish_reason)
 
     def usage(self) -> dict[str, object]:
         """The chunk of its own, without choices, that `stream_options.include_usage` asks for."""

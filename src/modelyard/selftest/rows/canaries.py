@@ -93,7 +93,7 @@ def _shown(gateway: GatewayProcess) -> list[tuple[str, bytes]]:
 
 
 ROW = Row(
-    key="36",
+    key="36-window",
     name="canaries",
     claim="Keys, prompts, answers, field names and values, broken bodies, targets and trace states of clients stand in "
     "no journal, log, state file, metric, event or story, nor in the gateway's command line or environment.",

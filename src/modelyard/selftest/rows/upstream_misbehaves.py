@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from modelyard.selftest.asking import CHAT
 from modelyard.selftest.bench import MODEL, Bench, deployment, replica
+from modelyard.selftest.canary import Canary
 from modelyard.selftest.connection import Lost, chat, connect, post
 from modelyard.selftest.endings import RETRYABLE, Ending, Judged, judged
 from modelyard.selftest.gateway_process import GatewayProcess
@@ -85,9 +86,9 @@ MATRIX = (
 
 
 async def run(bench: Bench) -> Outcome:
-    tally, canary = Tally(), Canary()
+    tally = Tally()
     engine = await bench.engine(stem=STEM, token_interval_s=0.002)
-    async with canary, FaultProxy(engine.address) as proxy:
+    async with Canary() as canary, FaultProxy(engine.address) as proxy:
         served = deployment(replica(proxy.address), first_byte_timeout_s=10.0, stall_timeout_s=10.0)
         gateway = await bench.gateway(served)
         pid = gateway.pid
@@ -99,25 +100,6 @@ async def run(bench: Bench) -> Outcome:
         tally.expect("Traceback" not in gateway.printed(), f"the gateway printed {gateway.printed()[-300:]}")
         _check_records(gateway, tally)
     return tally.outcome()
-
-
-class Canary:
-    """Listens where redirects lead; nobody may come."""
-
-    def __init__(self) -> None:
-        self.connections = 0
-        self.address = ""
-
-    async def __aenter__(self) -> None:
-        self._server = await asyncio.start_server(self._noted, "127.0.0.1", 0)
-        self.address = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/"
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-
-    def _noted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        writer.close()
 
 
 @dataclass(frozen=True)
