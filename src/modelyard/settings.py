@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import unquote
 
 from modelyard.errors import UsageError
 
@@ -52,6 +53,17 @@ class Hub:
 
 
 @dataclass(frozen=True, slots=True)
+class Telemetry:
+    """A collector that takes OTLP over HTTP, under OpenTelemetry's own variables; nothing is sent where `endpoint` is
+    empty. `headers` may hold a credential."""
+
+    endpoint: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    metrics_every_s: float = 60.0
+    resource: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """`environ` is what children may inherit; secrets of ours never stand in it. `command` is what people type to run
     us: a wrapper names itself in MODELYARD_COMMAND. `build` is the build of engines that is taken whatever the
@@ -67,6 +79,7 @@ class Settings:
     environ: Mapping[str, str] = field(repr=False)
     command: str = "modelyard"
     build: str = ""
+    telemetry: Telemetry = Telemetry()
 
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:
@@ -88,6 +101,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         environ={name: value for name, value in env.items() if name not in _HUB_TOKENS},
         command=env.get("MODELYARD_COMMAND") or "modelyard",
         build=env.get("MODELYARD_BUILD", ""),
+        telemetry=_telemetry(env),
     )
 
 
@@ -136,6 +150,28 @@ def _ollama_stores(env: Mapping[str, str]) -> tuple[Path, ...]:
 
 def _home(env: Mapping[str, str]) -> Path:
     return Path(env.get("HOME") or "/nonexistent")
+
+
+def _telemetry(env: Mapping[str, str]) -> Telemetry:
+    """Names and meanings: OpenTelemetry's specification, "OTLP Exporter" and "Environment Variables"."""
+    if _yes(env.get("OTEL_SDK_DISABLED", "")):
+        return Telemetry()
+    interval_ms = env.get("OTEL_METRIC_EXPORT_INTERVAL", "")
+    resource = {"service.name": "modelyard", **_pairs(env.get("OTEL_RESOURCE_ATTRIBUTES", ""))}
+    if name := env.get("OTEL_SERVICE_NAME"):
+        resource["service.name"] = name
+    return Telemetry(
+        endpoint=env.get("OTEL_EXPORTER_OTLP_ENDPOINT", "").rstrip("/"),
+        headers=_pairs(env.get("OTEL_EXPORTER_OTLP_HEADERS", "")),
+        metrics_every_s=int(interval_ms) / 1000 if interval_ms.isdigit() and int(interval_ms) > 0 else 60.0,
+        resource=resource,
+    )
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """`a=1,b=2`, with values as in a URL."""
+    parts = (part.partition("=") for part in text.split(",") if "=" in part)
+    return {name.strip(): unquote(value.strip()) for name, _, value in parts if name.strip()}
 
 
 def _yes(text: str) -> bool:

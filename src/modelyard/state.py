@@ -111,6 +111,11 @@ class StateDirectory:
         return self.root / "audit.ndjson"
 
     @property
+    def exported(self) -> Path:
+        """How far spans were sent to a collector: control."""
+        return self.root / "exported.json"
+
+    @property
     def debug(self) -> Path:
         """Prompts and answers of open debug windows: written by the gateway, removed by control."""
         return self.root / "debug"

@@ -54,7 +54,16 @@ class Measurements:
             await asyncio.wait_for(self._caught_up.wait(), within_s)
         return self._caught_up.is_set()
 
+    @property
+    def metrics(self) -> Metrics:
+        """With what replicas report now."""
+        self._look()
+        return self._metrics
+
     def render(self) -> bytes:
+        return self.metrics.render()
+
+    def _look(self) -> None:
         now: set[tuple[str, str]] = set()
         for deployment, running in self._fleet.running.items():
             for name, loop in running.replicas.items():
@@ -64,4 +73,3 @@ class Measurements:
         for deployment, name in self._shown - now:
             self._metrics.forget_replica(deployment, name)
         self._shown = now
-        return self._metrics.render()

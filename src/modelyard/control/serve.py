@@ -9,10 +9,12 @@ import socket
 
 import uvicorn
 
+from modelyard import settings
 from modelyard.clock import SYSTEM
 from modelyard.control.api import make_app
 from modelyard.control.audit_log import AuditLog
 from modelyard.control.debugging import DebugWindows
+from modelyard.control.exporting import Exporter
 from modelyard.control.fleet import Fleet
 from modelyard.control.key_log import KeyWriter
 from modelyard.control.measurements import Measurements
@@ -22,6 +24,15 @@ from modelyard.hardware.machine import probe
 from modelyard.lifeline import watch_lifeline
 from modelyard.node.shims import ShimListener
 from modelyard.state import StateDirectory, admin_key
+
+
+def _exporting(tasks: asyncio.TaskGroup, state: StateDirectory, seen: Measurements) -> list[asyncio.Task[None]]:
+    """Nothing is sent anywhere unless a collector is named."""
+    telemetry = settings.load().telemetry
+    if not telemetry.endpoint:
+        return []
+    exporter = Exporter(state, telemetry, lambda: seen.metrics, SYSTEM)
+    return [tasks.create_task(exporter.spans_forever()), tasks.create_task(exporter.metrics_forever())]
 
 
 class _Server(uvicorn.Server):
@@ -62,6 +73,7 @@ async def serve(state: StateDirectory, admin: socket.socket, rendezvous: socket.
             tasks.create_task(server.serve(sockets=[admin])),
             tasks.create_task(seen.follow_forever()),
             tasks.create_task(windows.sweep_forever()),
+            *_exporting(tasks, state, seen),
             tasks.create_task(fleet.begin()),
             tasks.create_task(fleet.renew_forever()),
         ]
