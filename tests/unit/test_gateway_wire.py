@@ -14,7 +14,7 @@ from modelyard.gateway.connections import Connections, source_of
 from modelyard.gateway.limits import WireLimits
 from modelyard.gateway.refusals import Refusal
 from modelyard.gateway.routes import ROUTES, find, is_host, origin_form
-from modelyard.selftest.http_cases import CASES, HttpCase
+from modelyard.selftest.cases.http import CASES, HttpCase
 
 FEW = WireLimits(connections=5, connections_per_address=2)
 

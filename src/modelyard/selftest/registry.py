@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from modelyard.errors import UsageError
 from modelyard.selftest.row import Row
-from modelyard.selftest.rows import only_replica_killed
+from modelyard.selftest.rows import http_and_smuggling, json_bodies, only_replica_killed, parameter_bounds, slow_clients
 
-MODULES = (only_replica_killed,)
+MODULES = (only_replica_killed, json_bodies, parameter_bounds, http_and_smuggling, slow_clients)
 ROWS: tuple[Row, ...] = tuple(module.ROW for module in MODULES)
 
 
