@@ -101,6 +101,11 @@ class StateDirectory:
         return self.root / "keys.ndjson"
 
     @property
+    def spending(self) -> Path:
+        """What each key has used in this day and month: written by control, read by a gateway that starts."""
+        return self.root / "spending.json"
+
+    @property
     def admin_key(self) -> Path:
         return self.root / "admin.key"
 

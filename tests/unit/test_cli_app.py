@@ -51,6 +51,7 @@ def test_the_verbs_are_those_that_the_documentation_names() -> None:
             "plan",
             "verify",
             "restart",
+            "usage",
             "gateway",
             "schema",
             "completion",
@@ -58,7 +59,8 @@ def test_the_verbs_are_those_that_the_documentation_names() -> None:
         ),
         *("models list", "models show", "engines list", "engines install", "engines remove", "engines import"),
         *("service show", "service install"),
-        *("keys create", "keys list", "keys revoke"),
+        *("keys create", "keys list", "keys show", "keys rotate", "keys revoke"),
+        *("teams create", "teams list"),
     }
 
 

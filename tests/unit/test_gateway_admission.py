@@ -200,7 +200,8 @@ def test_what_takes_no_connection_gets_nothing_new_until_the_next_look() -> None
     asker, _ = crowd.enter()
     assert asker.seats is not None
     refusing = asker.seats
-    assert admission.refused(refusing), "there is another one"
+    refusing.refusing = True
+    assert admission.has_other(frozenset()), "there is another one"
     admission.leave(refusing, WITHDRAWN)
     others = [crowd.enter()[0] for _ in range(3)]
     assert all(one.seats is not None and one.seats is not refusing for one in others)
@@ -214,7 +215,8 @@ def test_the_last_replica_is_tried_although_it_refused() -> None:
     crowd = Crowd(admission)
     asker, _ = crowd.enter()
     assert asker.seats is not None
-    assert not admission.refused(asker.seats), "there is no other one"
+    asker.seats.refusing = True
+    assert not admission.has_other(frozenset()), "there is no other one"
     assert crowd.enter()[0].seats is asker.seats
 
 
@@ -225,7 +227,7 @@ def test_the_queue_goes_on_once_a_replica_may_be_tried_again() -> None:
     crowd.enter()
     waiting, ticket = crowd.enter()
     assert ticket is not None and first.seats is not None
-    assert admission.refused(first.seats)
+    first.seats.refusing = True
     admission.leave(first.seats, WITHDRAWN)
     assert waiting.seats is None and len(admission.queue) == 1, "the other one is full"
     admission.expire(0.0)

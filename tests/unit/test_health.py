@@ -13,6 +13,7 @@ from modelyard.control.views import DeploymentView, ReplicaView
 from modelyard.observe.recent import Traffic
 from modelyard.records.evidence import Evidence
 from modelyard.records.fingerprint import Fingerprint
+from modelyard.records.keys import Budgets, Limits, Scopes
 
 NOW = 1_000_000.0
 DAY_S = 86_400.0
@@ -71,7 +72,8 @@ def deployment(*replicas: ReplicaView, name: str = "small", left_s: float = 6 * 
 
 def key(name: str, left_s: float | None, *, revoked: bool = False) -> ListedKey:
     expires = None if left_s is None else NOW + left_s
-    return ListedKey(name, name, NOW, expires, NOW if revoked else None, None, None, None)
+    revoked_at = NOW if revoked else None
+    return ListedKey(name, name, False, NOW, expires, revoked_at, 0.0, None, (), Scopes(), Limits(), Budgets())
 
 
 def traffic(requests: int, failed: int) -> Traffic:

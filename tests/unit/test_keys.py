@@ -40,8 +40,8 @@ def test_a_new_key_is_long_random_and_not_in_its_record() -> None:
     assert one.secret not in encode(one.record).decode()
     assert one.secret[16:] not in encode(one.record).decode()
     assert one.record.id == one.secret[3:15]
-    assert matches(one.secret, one.record)
-    assert not matches(one.secret + "x", one.record)
+    assert matches(one.secret, one.record, NOW)
+    assert not matches(one.secret + "x", one.record, NOW)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_key_ends_with_any_key_above_it() -> None:
     middle = new_key("middle", NOW, parent=top.record.id)
     low = new_key("low", NOW, parent=middle.record.id, expires_at=NOW + 9)
     keyring = ring(top, middle, low)
-    assert keyring.expires_at(low.record) == NOW + 5
+    assert keyring.expires_at(low.record, NOW) == NOW + 5
     assert refused(keyring, low.secret, NOW + 5)
     assert keyring.authenticate(low.secret, NOW)
     keyring.apply(KeyRevoked(id=middle.record.id, at=NOW))

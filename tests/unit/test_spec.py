@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelyard.errors import SpecError
+from modelyard.records.topology import Prices
 from modelyard.spec.deployment import default_deployment, load, load_file
 from modelyard.spec.policy import policy_of
 from modelyard.spec.sizes import ByteSize, show
@@ -56,6 +57,22 @@ def test_a_list_holds_several_deployments_behind_one_gateway(file: Path) -> None
         (ONE + "limits:\n  kv_cache: much\n", 5, "limits.kv_cache", "no size", ""),
         (ONE + "limits:\n  queue_timeout_s: .nan\n", 5, "limits.queue_timeout_s", "> 0", ""),
         (ONE + "limits:\n  queue_timeout_s: .inf\n", 5, "limits.queue_timeout_s", "<= 86400", ""),
+        (ONE + "prices: {currency: EUR, input: 0.1}\n", 4, "prices.output", "missing", "add the key"),
+        (ONE + "prices:\n  currency: EUR\n  input: cheap\n  output: 1\n", 6, "prices.input", "no amount", ""),
+        (ONE + "prices:\n  currency: EUR\n  input: -1\n  output: 1\n", 6, "prices.input", "at least 0", ""),
+        (ONE + "prices:\n  currency: EUR\n  input: 0.0000001\n  output: 1\n", 6, "prices.input", "6 decimals", ""),
+        (
+            HEAD
+            + "deployments:\n"
+            + "".join(
+                f"- name: {name}\n  model: b\n  prices:\n    currency: {currency}\n    input: 1\n    output: 1\n"
+                for name, currency in (("a", "EUR"), ("b", "USD"))
+            ),
+            12,
+            "deployments[1].prices.currency",
+            "is USD, where deployments[0] has EUR",
+            "one currency",
+        ),
         (ONE + "limits:\n", 4, "limits", "got nothing", "leave the key out"),
         (ONE + "settings: {a: [1]}\n", 4, "settings", "got a list", ""),
         (HEAD + "name: no\nmodel: b\n", 2, "name", "got true or false", "quotes"),
@@ -193,3 +210,16 @@ def test_what_is_no_size_is_refused(text: object) -> None:
 @given(st.integers(min_value=1, max_value=1 << 42))
 def test_a_shown_size_reads_back_within_rounding(size: int) -> None:
     assert abs(ByteSize.parse(show(size)) - size) <= max(1, size * 0.051)
+
+
+def test_prices_are_exact_whether_written_as_numbers_or_as_text(file: Path) -> None:
+    for input_price in ("0.15", '"0.15"', "15e-2"):
+        file.write_text(ONE + f"prices: {{currency: EUR, input: {input_price}, output: 3, cached_input: 0.075}}\n")
+        prices = policy_of(load(file)[0]).prices
+        assert prices == Prices(currency="EUR", input_pico=150_000, cached_input_pico=75_000, output_pico=3_000_000)
+
+
+def test_cached_tokens_cost_what_others_cost_unless_it_is_said(file: Path) -> None:
+    file.write_text(ONE + "prices: {currency: EUR, input: 2, output: 3}\n")
+    prices = policy_of(load(file)[0]).prices
+    assert prices is not None and prices.cached_input_pico == 2_000_000

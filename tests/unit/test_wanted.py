@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from modelyard.clock import Clock
 from modelyard.control import wanted as desired
 from modelyard.control.steps import KEPT, Steps
+from modelyard.errors import UsageError
 from modelyard.records.base import UnreadableRecord
+from modelyard.records.topology import Policy, Prices
 from modelyard.state import StateDirectory
 from yards import fake_wanted
 
@@ -26,6 +29,20 @@ def test_what_is_removed_is_not_wanted_any_more(state: StateDirectory) -> None:
     desired.remove(state, "small")
     assert desired.load(state, "small") is None
     assert desired.names(state) == ()
+
+
+def test_prices_of_one_state_directory_are_in_one_currency(state: StateDirectory) -> None:
+    """What a key spends is one sum over the deployments, whichever file each of them came from."""
+
+    def priced(name: str, currency: str) -> desired.Wanted:
+        prices = Prices(currency=currency, input_pico=1, cached_input_pico=1, output_pico=1)
+        return replace(fake_wanted(name), policy=Policy(prices=prices))
+
+    desired.save(state, priced("a", "EUR"))
+    desired.save(state, priced("a", "USD"))
+    desired.save(state, fake_wanted("free"))
+    with pytest.raises(UsageError, match="'b' has prices in EUR, where 'a' has them in USD"):
+        desired.save(state, priced("b", "EUR"))
 
 
 def test_a_file_of_another_version_is_named_not_guessed(state: StateDirectory) -> None:

@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from modelyard import __version__, settings
-from modelyard.cli import engines, keys, models, service
+from modelyard.cli import engines, keys, models, service, teams
 from modelyard.cli.chat import chat
 from modelyard.cli.completion import completion_of
 from modelyard.cli.doctor import doctor
@@ -25,6 +25,7 @@ from modelyard.cli.plan import plan, schema
 from modelyard.cli.selftest import selftest
 from modelyard.cli.status import restart, status, verify
 from modelyard.cli.up import up
+from modelyard.cli.usage import usage
 from modelyard.errors import ModelyardError
 
 EXIT_CODES = (
@@ -54,7 +55,8 @@ def version(json: Json = False) -> None:
 
 
 VERBS = (
-    *(up, down, status, doctor, logs, chat, plan, verify, restart, gateway, selftest, schema, completion_of(app)),
+    *(up, down, status, doctor, logs, chat, plan, verify, restart, usage, gateway, selftest, schema),
+    completion_of(app),
     version,
 )
 for verb in VERBS:
@@ -62,6 +64,7 @@ for verb in VERBS:
 app.add_typer(models.app, name="models")
 app.add_typer(engines.app, name="engines")
 app.add_typer(keys.app, name="keys")
+app.add_typer(teams.app, name="teams")
 app.add_typer(service.app, name="service")
 
 

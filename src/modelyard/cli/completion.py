@@ -40,6 +40,7 @@ NAMES: dict[tuple[str, str], str] = {
     ("engines conformance", "name"): "engines",
     ("engines conformance", "model"): "models",
     ("keys create", "deployment"): "deployments",
+    ("teams create", "deployment"): "deployments",
 }
 
 

@@ -19,7 +19,7 @@ OUT = Console(highlight=False, soft_wrap=True, emoji=False, width=None if sys.st
 ERR = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 _COMMAND = re.compile(
     r"\bmodelyard (?=chat|completion|doctor|down|engines|gateway|keys|logs|models|plan|restart|schema|selftest"
-    r"|service|status|up|verify|version|--help)"
+    r"|service|status|teams|up|usage|verify|version|--help)"
 )
 # What JSON leaves as it is and some terminals take for commands.
 _JSON_CONTROL = re.compile(r"[\x7f-\x9f]")

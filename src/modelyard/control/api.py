@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
 from typing import Annotated
@@ -11,33 +10,20 @@ import msgspec
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from modelyard import __version__
 from modelyard.control import showing
 from modelyard.control.fleet import Fleet
 from modelyard.control.key_log import KeyWriter
+from modelyard.control.key_routes import add_key_routes
 from modelyard.control.measurements import Measurements
 from modelyard.control.views import Reloaded
 from modelyard.errors import ModelyardError, NotRunning, UsageError
-from modelyard.records.keys import Scopes
 from modelyard.state import StateDirectory
 from modelyard.verify.evidence import latest
 
-# The gateway looks at the key log ten times a second: a key that is shown shall work.
-GATEWAY_KNOWS_WITHIN_S = 0.25
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
-Name = Annotated[str, Field(max_length=128)]
-
-
-class NewKeyBody(BaseModel):
-    """What a new key may do; None leaves a bound to its parent."""
-
-    name: Name
-    ttl_s: float | None = Field(default=None, gt=0)
-    parent: Name | None = None
-    deployments: list[Name] | None = None
 
 
 def make_app(state: StateDirectory, admin_key: str, fleet: Fleet, keys: KeyWriter, seen: Measurements) -> FastAPI:
@@ -98,21 +84,7 @@ def make_app(state: StateDirectory, admin_key: str, fleet: Fleet, keys: KeyWrite
         await fleet.remove(name)
         return _json({"name": name})
 
-    @locked.get("/keys")
-    async def listed() -> Response:
-        return _json(keys.listed())
-
-    @locked.post("/keys")
-    async def create(body: NewKeyBody) -> Response:
-        scopes = Scopes(deployments=tuple(body.deployments) if body.deployments is not None else None)
-        key = keys.create(body.name, body.ttl_s, body.parent, scopes)
-        await asyncio.sleep(GATEWAY_KNOWS_WITHIN_S)
-        return _json({"id": key.record.id, "name": key.record.name, "key": key.secret})
-
-    @locked.delete("/keys/{key_id}")
-    async def revoke(key_id: str) -> Response:
-        keys.revoke(key_id)
-        return _json({"id": key_id})
+    add_key_routes(locked, keys, seen.usage)
 
     @locked.get("/metrics")
     async def metrics() -> Response:

@@ -1,18 +1,43 @@
-"""The key log's only writer: keys are added and revoked, never changed."""
+"""The key log's only writer: keys and teams are added, given other secrets, and revoked. What one may do is never
+changed."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import msgspec
 
 from modelyard.clock import Clock
 from modelyard.errors import ModelyardError, UsageError
 from modelyard.records.base import encode
-from modelyard.records.keys import KeyCreated, KeyEvent, KeyRecord, KeyRevoked, Scopes
-from modelyard.records.secrets import NewKey, new_key
+from modelyard.records.keys import (
+    EVERYTHING,
+    NO_BUDGET,
+    UNLIMITED,
+    Budgets,
+    KeyCreated,
+    KeyEvent,
+    KeyRecord,
+    KeyRevoked,
+    KeyRotated,
+    Limits,
+    Scopes,
+)
+from modelyard.records.money import show_pico
+from modelyard.records.secrets import (
+    ID_CHARACTERS,
+    NewKey,
+    hash_of,
+    new_key,
+    new_team,
+    public_id,
+    rotated,
+    secret_for,
+)
 from modelyard.state import StateDirectory
 
 _decoder = msgspec.json.Decoder[KeyEvent](KeyEvent)
@@ -20,16 +45,33 @@ _decoder = msgspec.json.Decoder[KeyEvent](KeyEvent)
 
 @dataclass(frozen=True, slots=True)
 class ListedKey:
-    """A key as it is shown: never its secret or its hash."""
+    """A key or a team as it is shown: never its secret or its hash. `parent` is an id, `line` the names of all above
+    it, the nearest first. Until `former_until` the secret before the last rotation opens it too."""
 
     id: str
     name: str
+    is_team: bool
     created_at: float
     expires_at: float | None
     revoked_at: float | None
+    former_until: float
     parent: str | None
-    deployments: tuple[str, ...] | None
-    endpoints: tuple[str, ...] | None
+    line: tuple[str, ...]
+    scopes: Scopes
+    limits: Limits
+    budgets: Budgets
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a new key or team may do; what is left out is its parent's to say."""
+
+    scopes: Scopes = EVERYTHING
+    limits: Limits = UNLIMITED
+    budgets: Budgets = NO_BUDGET
+
+
+NO_BOUNDS = Bounds()
 
 
 class KeyWriter:
@@ -44,47 +86,104 @@ class KeyWriter:
         for event in self._events():
             self._apply(event)
 
-    def create(self, name: str, ttl_s: float | None, parent: str | None, scopes: Scopes) -> NewKey:
-        """Raises UsageError where the parent is not a live key, or the child would reach further than it."""
+    @property
+    def keys(self) -> Mapping[str, KeyRecord]:
+        """Every key and team that there ever was, by id."""
+        return MappingProxyType(self._keys)
+
+    def create(self, name: str, ttl_s: float | None, parent: str | None, bounds: Bounds = NO_BOUNDS) -> NewKey:
+        """`parent` is an id, or the name of a team. Raises UsageError where it is not alive, or the child would do more
+        than it may."""
         now = self._clock.wall()
-        if parent is not None:
-            self._check_child(parent, scopes, now)
-        key = new_key(name, now, expires_at=None if ttl_s is None else now + ttl_s, parent=parent, scopes=scopes)
+        above = self._parent(parent, bounds, now)
+        expires_at = None if ttl_s is None else now + ttl_s
+        key = new_key(
+            name,
+            now,
+            expires_at=expires_at,
+            parent=above,
+            scopes=bounds.scopes,
+            limits=bounds.limits,
+            budgets=bounds.budgets,
+        )
         self._append(KeyCreated(key=key.record))
         return key
 
+    def create_team(self, name: str, parent: str | None, bounds: Bounds = NO_BOUNDS) -> KeyRecord:
+        """Raises UsageError like `create`, and where a team that lives has the name already."""
+        now = self._clock.wall()
+        if self._team(name, now) is not None:
+            raise UsageError(f"there is a team {name!r} already", hint="modelyard teams list")
+        above = self._parent(parent, bounds, now)
+        team = new_team(name, now, parent=above, scopes=bounds.scopes, limits=bounds.limits, budgets=bounds.budgets)
+        self._append(KeyCreated(key=team))
+        return team
+
+    def rotate(self, key_id: str, overlap_s: float) -> str:
+        """Another secret for a key, returned; the one that it has opens the same for `overlap_s` more. Raises
+        UsageError."""
+        key, now = self._known(key_id), self._clock.wall()
+        if key.is_team or len(key.id) != ID_CHARACTERS:
+            raise UsageError(f"{key.title} has no secret of ours", hint="modelyard keys list")
+        if not all(self._is_live(one, now) for one in self._line(key)):
+            raise UsageError(f"{key.title} has ended", hint="modelyard keys create")
+        secret = secret_for(key.id)
+        assert public_id(secret) == key.id
+        self._append(KeyRotated(id=key.id, at=now, sha256=hash_of(secret), former_until=now + overlap_s))
+        return secret
+
     def revoke(self, key_id: str) -> None:
-        """Ends a key and every key below it. Raises UsageError where there is none."""
-        if key_id not in self._keys:
-            raise UsageError(f"there is no key {key_id!r}", hint="modelyard keys list")
-        if key_id not in self._revoked:
-            self._append(KeyRevoked(id=key_id, at=self._clock.wall()))
+        """Ends a key or a team and every key below it. Raises UsageError where there is none."""
+        key = self._known(key_id)
+        if key.id not in self._revoked:
+            self._append(KeyRevoked(id=key.id, at=self._clock.wall()))
 
     def listed(self) -> list[ListedKey]:
         return [self._listed(key) for key in self._keys.values()]
 
+    def shown(self, key_id: str) -> ListedKey:
+        """Raises UsageError."""
+        return self._listed(self._known(key_id))
+
     def _listed(self, key: KeyRecord) -> ListedKey:
         return ListedKey(
-            key.id,
-            key.name,
-            key.created_at,
-            key.expires_at,
-            self._revoked.get(key.id),
-            key.parent,
-            key.scopes.deployments,
-            key.scopes.endpoints,
+            id=key.id,
+            name=key.name,
+            is_team=key.is_team,
+            created_at=key.created_at,
+            expires_at=key.expires_at,
+            revoked_at=self._revoked.get(key.id),
+            former_until=key.former_until,
+            parent=key.parent,
+            line=tuple(one.name for one in self._line(key)[1:]),
+            scopes=key.scopes,
+            limits=key.limits,
+            budgets=key.budgets,
         )
 
-    def _check_child(self, parent: str, scopes: Scopes, now: float) -> None:
-        above = self._keys.get(parent)
+    def _known(self, key_id: str) -> KeyRecord:
+        """By id, or a living team by its name."""
+        key = self._keys.get(key_id) or self._team(key_id, self._clock.wall())
+        if key is None:
+            raise UsageError(f"there is no key {key_id!r}", hint="modelyard keys list")
+        return key
+
+    def _team(self, name: str, now: float) -> KeyRecord | None:
+        teams = [key for key in self._keys.values() if key.is_team and key.name == name and self._is_live(key, now)]
+        return teams[0] if teams else None
+
+    def _parent(self, parent: str | None, bounds: Bounds, now: float) -> str | None:
+        """The parent's id."""
+        if parent is None:
+            return None
+        above = self._keys.get(parent) or self._team(parent, now)
         if above is None or not all(self._is_live(key, now) for key in self._line(above)):
-            raise UsageError(f"there is no live key {parent!r}", hint="modelyard keys list")
-        for mine, theirs in (
-            (scopes.deployments, above.scopes.deployments),
-            (scopes.endpoints, above.scopes.endpoints),
-        ):
-            if theirs is not None and (mine is None or not set(mine) <= set(theirs)):
-                raise UsageError("a key never reaches further than its parent", hint="name fewer deployments")
+            raise UsageError(f"there is no live key {parent!r}", hint="modelyard keys list, or modelyard teams list")
+        for node in self._line(above):
+            _check_scopes(bounds.scopes, node)
+            _check_numbers(bounds.limits, node.limits, node)
+            _check_numbers(bounds.budgets, node.budgets, node)
+        return above.id
 
     def _line(self, key: KeyRecord) -> list[KeyRecord]:
         """The key and those above it. A parent is written before its child, so that the line has an end."""
@@ -99,8 +198,10 @@ class KeyWriter:
     def _apply(self, event: KeyEvent) -> None:
         if isinstance(event, KeyCreated):
             self._keys[event.key.id] = event.key
-        else:
+        elif isinstance(event, KeyRevoked):
             self._revoked[event.id] = event.at
+        elif (known := self._keys.get(event.id)) is not None:
+            self._keys[event.id] = rotated(known, event)
 
     def _append(self, event: KeyEvent) -> None:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -135,3 +236,28 @@ class KeyWriter:
                 except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                     print(f"error: {self._path}: {error}", flush=True)
         return events
+
+
+def _check_scopes(scopes: Scopes, node: KeyRecord) -> None:
+    for mine, theirs in (
+        (scopes.deployments, node.scopes.deployments),
+        (scopes.endpoints, node.scopes.endpoints),
+    ):
+        if theirs is not None and (mine is None or not set(mine) <= set(theirs)):
+            raise UsageError(
+                f"a key never reaches further than its parent: {node.title} reaches {', '.join(theirs) or 'nothing'}",
+                hint="name fewer deployments or endpoints",
+            )
+
+
+def _check_numbers(mine: Limits | Budgets, theirs: Limits | Budgets, node: KeyRecord) -> None:
+    for name in mine.__struct_fields__:
+        own, above = getattr(mine, name), getattr(theirs, name)
+        if own is not None and above is not None and own > above:
+            what, shown = name.replace("_", " "), (own, above)
+            if name.startswith("pico"):
+                what, shown = name.replace("pico_", "budget "), (show_pico(own), show_pico(above))
+            raise UsageError(
+                f"a key never has more than its parent: {shown[0]} {what}, where {node.title} has {shown[1]}",
+                hint="give a smaller number, or leave it out: the parent's holds for it too",
+            )

@@ -30,7 +30,7 @@ class Publisher:
     def want(self, wanted: Wanted) -> None:
         """Publish how a deployment's requests are treated; its replicas stay as they are."""
         first = wanted.plan.replicas[0]
-        engine = engine_named(first.engine).capabilities
+        capabilities = engine_named(first.engine).capabilities
         known = self._deployments.get(wanted.name)
         before = known.replicas if known else ()
         # A hold ends with the control that held.
@@ -45,9 +45,12 @@ class Publisher:
                 open=bool(kept),
                 reason="" if kept else "it is starting",
                 policy=wanted.policy,
-                refused_fields=tuple(sorted(engine.refused_fields)),
-                ignored_fields=tuple(sorted(engine.ignored_fields)),
-                cache_salt=engine.cache_salt,
+                refused_fields=tuple(sorted(capabilities.refused_fields)),
+                ignored_fields=tuple(sorted(capabilities.ignored_fields)),
+                cache_salt=capabilities.cache_salt,
+                engine=first.engine,
+                endpoints=tuple(sorted(capabilities.endpoints)),
+                reasoning_field=capabilities.reasoning_field,
             )
         )
 

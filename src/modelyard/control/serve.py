@@ -48,7 +48,7 @@ async def serve(state: StateDirectory, admin: socket.socket, rendezvous: socket.
     )
     async with asyncio.TaskGroup() as tasks:
         fleet = Fleet(around, tasks)
-        seen = Measurements(state, fleet)
+        seen = Measurements(state, fleet, SYSTEM)
         app = make_app(state, admin_key(state), fleet, KeyWriter(state, SYSTEM), seen)
         server = _Server(
             uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=1)

@@ -7,8 +7,9 @@ from __future__ import annotations
 import contextlib
 
 from modelyard.engines.contract import Installed
+from modelyard.errors import UsageError
 from modelyard.models.catalogue import KnowledgeProbe
-from modelyard.records.base import Record, decode, encode
+from modelyard.records.base import Record, UnreadableRecord, decode, encode
 from modelyard.records.plan import Plan
 from modelyard.records.topology import Policy
 from modelyard.state import StateDirectory, write_atomically
@@ -26,6 +27,8 @@ class Wanted(Record, tag_field="schema", tag="wanted/v2", kw_only=True):
 
 
 def save(state: StateDirectory, wanted: Wanted) -> None:
+    """Raises UsageError where its prices are in another currency than those of what is wanted already."""
+    _check_currency(state, wanted)
     write_atomically(state.deployments / f"{wanted.name}.json", encode(wanted))
 
 
@@ -42,3 +45,18 @@ def names(state: StateDirectory) -> tuple[str, ...]:
 
 def remove(state: StateDirectory, name: str) -> None:
     (state.deployments / f"{name}.json").unlink(missing_ok=True)
+
+
+def _check_currency(state: StateDirectory, wanted: Wanted) -> None:
+    """Keys and budgets know no currency: what a key spends is one sum over its deployments."""
+    if wanted.policy.prices is None:
+        return
+    mine = wanted.policy.prices.currency
+    for name in names(state):
+        with contextlib.suppress(UnreadableRecord):
+            other = load(state, name) if name != wanted.name else None
+            if other is not None and other.policy.prices is not None and other.policy.prices.currency != mine:
+                raise UsageError(
+                    f"{wanted.name!r} has prices in {mine}, where {name!r} has them in {other.policy.prices.currency}",
+                    hint="one currency for all deployments of a state directory",
+                )

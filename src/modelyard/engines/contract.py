@@ -44,8 +44,8 @@ class Capabilities(Record):
     of EngineMetrics that it reports; `load_progress`: its log tells how far a load is; `loopback_ports`: its
     processes talk to each other over TCP ports on loopback, which every user of the machine can reach; `machines` are
     the processor architectures that it runs on, each with the instruction sets that it needs there, by the names that
-    the hardware probe uses; `conversions` make its formats out of others. What is claimed here is what the
-    conformance kit tries."""
+    the hardware probe uses; `conversions` make its formats out of others; `reasoning_field` is what it calls a model's
+    thoughts in chat answers, where it tells them apart. What is claimed here is what the conformance kit tries."""
 
     formats: frozenset[str]
     architectures: frozenset[str]
@@ -62,6 +62,7 @@ class Capabilities(Record):
     loopback_ports: bool = False
     machines: dict[str, frozenset[str]] = msgspec.field(default_factory=any_machine)
     conversions: tuple[Conversion, ...] = ()
+    reasoning_field: Literal["", "reasoning", "reasoning_content"] = ""
 
 
 class Requirements(Record):

@@ -86,6 +86,7 @@ class LlamaCpp:
         formats=frozenset({"gguf"}),
         architectures=ARCHITECTURES,
         endpoints=frozenset({"/v1/chat/completions", "/v1/completions"}),
+        reasoning_field="reasoning_content",
         unix_socket=True,
         structured_output=True,
         cached_token_usage=True,

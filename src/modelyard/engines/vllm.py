@@ -117,7 +117,14 @@ class Vllm:
     capabilities = Capabilities(
         formats=frozenset({"huggingface"}),
         architectures=_ARCHITECTURES,
-        endpoints=frozenset({"/v1/chat/completions", "/v1/completions"}),
+        # Those of a generating model; /v1/embeddings and /v1/rerank come with pooling models only.
+        endpoints=frozenset(
+            {
+                *("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/messages/count_tokens"),
+                *("/v1/responses", "/tokenize", "/detokenize"),
+            }
+        ),
+        reasoning_field="reasoning",
         unix_socket=True,
         structured_output=True,
         cached_token_usage=True,

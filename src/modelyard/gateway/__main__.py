@@ -6,10 +6,12 @@ import argparse
 import asyncio
 import dataclasses
 import socket
+import time
 from pathlib import Path
 
 from modelyard.gateway import limits, serve
 from modelyard.gateway.listen import tls_of
+from modelyard.gateway.seeding import seed
 from modelyard.gateway.service import Follower, Service
 from modelyard.state import StateDirectory
 
@@ -31,6 +33,8 @@ def main() -> None:
     def follow(service: Service) -> list[asyncio.Task[None]]:
         follower = Follower(service, state.topology, state.keys)
         follower.follow()
+        worker = service.worker
+        seed(worker.accounts, worker.keyring, state.spending, state.journal, time.time())
         return [asyncio.get_running_loop().create_task(follower.follow_forever())]
 
     sock = socket.socket(fileno=chosen.listen_fd)

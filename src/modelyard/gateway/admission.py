@@ -1,29 +1,23 @@
 """Who goes when: per replica a cap on requests in flight, per deployment a bounded queue with a deadline.
 
-State without I/O: nothing here sends a byte. `Seat` is a place at one launch of one replica; whoever holds a seat gives
-it back exactly once."""
+State without I/O: nothing here sends a byte. A seat is a place at one launch of one replica; whoever holds one gives it
+back exactly once."""
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Literal, Protocol
 
-from modelyard.gateway.balance import choose
+from modelyard.gateway.balance import NOBODY_LEFT, choose
+from modelyard.gateway.breaker import CLOSED, probed, stepped
+from modelyard.gateway.budget import Budget
 from modelyard.gateway.refusals import unavailable
+from modelyard.gateway.seats import Seats
 from modelyard.gateway.upstream import Pool
-from modelyard.records.decision import Candidate, Decision
-from modelyard.records.topology import Deployment, Replica
-
-
-@dataclass(slots=True)
-class Seats:
-    """The places at one launch. `pool` holds its open connections; `refusing` while it took no connection lately."""
-
-    replica: Replica
-    pool: Pool
-    in_flight: int = 0
-    refusing: bool = False
+from modelyard.records.decision import Decision
+from modelyard.records.topology import Deployment
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +61,15 @@ class Queued:
 
 @dataclass(slots=True)
 class Admission:
-    """One deployment's door. `deployment` is replaced as the topology changes; seats live as long as their launch."""
+    """One deployment's door. `deployment` is replaced as the topology changes; seats live as long as their launch.
+    `requests` counts those that came, which is what `retries` are a share of."""
 
     deployment: Deployment
     seats: dict[str, Seats] = field(default_factory=dict[str, Seats])
     queue: deque[Queued] = field(default_factory=deque[Queued])
     turns: int = 0
+    requests: int = 0
+    retries: Budget = field(default_factory=lambda: Budget(monotonic()))
 
     def enter(self, waiter: Waiter, asking: Asking, now: float) -> Queued | None:
         """Seats the request at once, or queues it (then the ticket is returned), or raises Refusal (503)."""
@@ -82,8 +79,11 @@ class Admission:
             raise unavailable(
                 f"{deployment.name!r} is not ready: {reason}", retry_after_s=deployment.policy.retry_after_s
             )
-        if not self.queue and self._seat(waiter):
-            return None
+        if not self.queue:
+            decision = self._choose(asking)
+            if decision.replica is not None:
+                self._seat(waiter, decision.replica, decision)
+                return None
         if len(self.queue) >= deployment.policy.max_queued:
             raise unavailable(
                 f"{deployment.name!r} has {len(self.queue)} requests waiting already",
@@ -94,10 +94,24 @@ class Admission:
         self.queue.append(ticket)
         return ticket
 
-    def refused(self, seats: Seats) -> bool:
-        """`seats` took no connection: until the next look nothing new goes there. Whether another replica takes it."""
-        seats.refusing = True
-        return any(not one.refusing for one in self._usable())
+    def has_free(self, excluded: frozenset[str]) -> bool:
+        """Whether a sound replica that is none of `excluded` has a free seat now."""
+        decision = self._choose(Asking(excluded=excluded))
+        return decision.replica is not None and not decision.panic
+
+    def has_other(self, excluded: frozenset[str]) -> bool:
+        """Whether a replica that is none of `excluded` takes connections, as far as we know."""
+        return any(
+            not (one.refusing or one.replica.draining or one.replica.name in excluded) for one in self.seats.values()
+        )
+
+    def take_retry(self, now: float) -> bool:
+        """Whether a request may be sent once more; counts it."""
+        limits = self.deployment.policy.failover
+        filled = self.retries.filled(self.requests, now, limits.retry_share, limits.retries_per_s)
+        left = filled.spent()
+        self.retries = left or filled
+        return left is not None
 
     def leave(self, seats: Seats, result: Result) -> None:
         """Give a seat back, and say what was learned; the next in the queue gets one."""
@@ -106,15 +120,25 @@ class Admission:
             self.advance()
 
     def advance(self) -> None:
-        """Seat those who wait while there are seats; turn them away where the route has closed."""
-        while self.queue:
-            ticket = self.queue[0]
+        """Seat those who wait while there are seats; turn them away where the route has closed. One whose replica is
+        none that is free lets others pass."""
+        passed = 0
+        while passed < len(self.queue):
+            ticket = self.queue[passed]
             if not self.deployment.open or not self.deployment.replicas:
                 self.queue.popleft()
                 ticket.waiter.not_seated(self.deployment.reason or "no replica is ready")
-            elif self._free():
-                self.queue.popleft()
-                self._seat(ticket.waiter)
+                continue
+            decision = self._choose(ticket.asking)
+            if decision.replica is not None:
+                del self.queue[passed]
+                self._seat(ticket.waiter, decision.replica, decision)
+                passed = 0
+            elif decision.reason == NOBODY_LEFT:
+                del self.queue[passed]
+                ticket.waiter.not_seated(NOBODY_LEFT)
+            elif ticket.asking.excluded:
+                passed += 1
             else:
                 return
 
@@ -128,35 +152,27 @@ class Admission:
         refused a connection is tried again after this look."""
         for seats in self.seats.values():
             seats.refusing = False
+            if seats.breaker is not CLOSED:
+                seats.breaker = stepped(seats.breaker, now)
         while self.queue and self.queue[0].deadline <= now:
             self.queue.popleft().waiter.not_seated(
                 f"waited {self.deployment.policy.queue_timeout_s:g} s for a free replica"
             )
         self.advance()
 
-    def _usable(self) -> list[Seats]:
-        """Those that take requests; if all refuse connections, all of them: the last one is never taken away."""
-        seats = self.seats.values()
-        usable = [one for one in seats if not (one.refusing or one.replica.draining)]
-        return usable or [one for one in seats if not one.replica.draining]
-
-    def _free(self) -> bool:
-        return any(one.in_flight < one.replica.max_in_flight for one in self._usable())
-
-    def _seat(self, waiter: Waiter) -> bool:
+    def _choose(self, asking: Asking) -> Decision:
+        excluded = asking.excluded
         # A list first: a generator costs twice as much, and this runs for every request.
-        candidates = [
-            Candidate(replica=one.replica.name, in_flight=one.in_flight, max_in_flight=one.replica.max_in_flight)
-            for one in self._usable()
-        ]
-        decision = choose(tuple(candidates), self.turns)
-        if decision.replica is None:
-            return False
+        candidates = [one.candidate(excluded) for one in self.seats.values() if not one.replica.draining]
+        return choose(tuple(candidates), self.turns)
+
+    def _seat(self, waiter: Waiter, replica: str, decision: Decision) -> None:
         self.turns += 1
-        seats = self.seats[decision.replica]
+        seats = self.seats[replica]
         seats.in_flight += 1
+        if seats.breaker is not CLOSED:
+            seats.breaker = probed(seats.breaker)
         waiter.seated(seats, decision)
-        return True
 
     def update(self, deployment: Deployment) -> list[Pool]:
         """Take in a new topology; returns the pools of launches that are gone, for the caller to close."""

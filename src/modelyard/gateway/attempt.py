@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import asyncio
 from time import monotonic as now
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
-from modelyard.gateway.admission import Seats
-from modelyard.gateway.lanes import BrokenStream, RawLane, Usage, WholeLane, usage_of
+from modelyard.gateway.breaker import Event
+from modelyard.gateway.dialects.dialect import Lane, Speaker
+from modelyard.gateway.lanes import BrokenStream, EngineErred, RawLane, Usage, WholeLane, usage_of
+from modelyard.gateway.limits import WIRE
 from modelyard.gateway.refusals import Refusal
 from modelyard.gateway.request import Request
+from modelyard.gateway.seats import Seats
 from modelyard.gateway.upstream import UpstreamConnection
 from modelyard.records.topology import Policy
 
@@ -30,6 +33,27 @@ class _EngineErrorBody(msgspec.Struct):
     message: str = ""
 
 
+class Failure(msgspec.Struct, frozen=True):
+    """What went wrong with an attempt. "unconnected": nothing was sent; "lost": no clean end; "erred": the engine says
+    that it failed; "overloaded": it says that it has too much; "late": too long nothing came. `refusal` is what the
+    client is told where nobody else answers, if not that there is no answer."""
+
+    kind: Literal["unconnected", "lost", "erred", "overloaded", "late"]
+    cause: str
+    refusal: Refusal | None = None
+
+    @property
+    def event(self) -> Event:
+        """What the replica's breaker learns of it."""
+        match self.kind:
+            case "unconnected" | "lost":
+                return "lost"
+            case "erred" | "late":
+                return "erred"
+            case "overloaded":
+                return "answered"
+
+
 class Reader(Protocol):
     """Who reads the answer. `paused` while it reads slower than we write."""
 
@@ -39,60 +63,60 @@ class Reader(Protocol):
 
 
 class Holder(Protocol):
-    """The request that attempts are made for. `attempts` counts sendings, `bytes_out` what its client was sent."""
+    """The request that attempts are made for. `attempts` counts sendings, `bytes_out` what its client was sent;
+    `endpoint` is the engine's, and `speaker` turns its answer into the client's dialect (None: it is that already)."""
 
     ended: bool
     stream: bool
     usage_asked: bool
     attempts: int
     bytes_out: int
+    endpoint: str
     body: bytes
     request: Request
+    speaker: Speaker | None
 
     @property
     def client(self) -> Reader: ...
 
-    def attempt_begins_answer(self) -> bytes:
-        """The first bytes of a stream are there; the head that goes before them."""
+    def attempt_begins_answer(self, attempt: Attempt) -> bytes:
+        """The first piece of a stream is there; the head that goes before it."""
         ...
 
     def attempt_streamed(self, attempt: Attempt, usage: Usage | None, last: bytes) -> None:
         """The stream is whole; `last` are its last bytes for the client."""
         ...
 
-    def attempt_answered(self, attempt: Attempt, body: bytes, usage: Usage | None) -> None:
-        """A plain answer is whole."""
+    def attempt_answered(self, attempt: Attempt, body: bytes, usage: Usage | None, verdict: str) -> None:
+        """A plain answer is whole; `verdict` is what a check of it found wrong."""
         ...
 
     def attempt_refused(self, attempt: Attempt, refusal: Refusal) -> None:
-        """The engine answered, and said no."""
+        """The engine answered, and said no to what was asked."""
         ...
 
-    def attempt_unconnected(self, attempt: Attempt, cause: str) -> None:
-        """The engine takes no connection: nothing was sent."""
-        ...
-
-    def attempt_failed(self, attempt: Attempt, cause: str) -> None:
-        """No clean end."""
-        ...
+    def attempt_failed(self, attempt: Attempt, failure: Failure) -> None: ...
 
 
 class Attempt:
-    """`seats` is a seat held for it by its holder, from before it begins until after its end. `relaying` once bytes of
-    its answer have gone to the client."""
+    """`seats` is a seat held for it by its holder, from before it begins until after its end. It is `over` once its
+    connection has been given back or closed. `lane` is how its answer travels, where that is a stream; `relaying` once
+    a piece of it has gone to the client: until then the engine's events are held back."""
 
     progressed = True
-    relaying = False
+    relaying = over = False
     quiet_since = 0.0
     sendings = 0
     error_status = 0
     retry_after = b""
     connection: UpstreamConnection | None = None
-    _lane: RawLane | WholeLane | None = None
+    lane: Lane | None = None
+    _held = b""
+    _whole: WholeLane | None = None
     _connecting: asyncio.Task[None] | None = None
 
-    def __init__(self, holder: Holder, seats: Seats) -> None:
-        self.holder, self.seats = holder, seats
+    def __init__(self, holder: Holder, seats: Seats, began: float) -> None:
+        self.holder, self.seats, self.began = holder, seats, began
 
     # The holder's side.
 
@@ -105,32 +129,38 @@ class Attempt:
         self.connection = connection
         self.sendings += 1
         holder.attempts += 1
-        self.progressed = True
         if holder.client.paused:
             connection.pause()
-        connection.send(self, _request_bytes(holder.request.route.endpoint, holder.body))
+        connection.send(self, _request_bytes(holder.endpoint, holder.body))
 
     async def _connect(self) -> None:
-        holder = self.holder
         try:
             connection = await self.seats.pool.connect()
         except (OSError, TimeoutError) as error:
-            holder.attempt_unconnected(self, f"the engine does not take connections ({type(error).__name__})")
+            self.fail("unconnected", f"the engine does not take connections ({type(error).__name__})")
             return
-        if holder.ended:
+        if self.over:
             connection.abort()
         elif not connection.usable:
-            holder.attempt_failed(self, "the engine closed the connection at once")
+            self.fail("lost", "the engine closed the connection at once")
         else:
             self.send(connection)
 
+    def fail(self, kind: Literal["unconnected", "lost", "erred", "late"], cause: str) -> None:
+        """It is over, and did not answer."""
+        if not self.over:
+            self.abandon()
+            self.holder.attempt_failed(self, Failure(kind, cause))
+
     def abandon(self) -> None:
         """Nobody waits for it: the engine learns of it by the closed connection."""
+        self.over = True
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.abort()
 
     def give_connection_back(self) -> None:
+        self.over = True
         connection, self.connection = self.connection, None
         assert connection is not None
         connection.release()
@@ -148,11 +178,11 @@ class Attempt:
 
     def usage(self) -> Usage | None:
         """As far as the engine has stated it."""
-        return self._lane.usage if isinstance(self._lane, RawLane) else None
+        return self.lane.usage if self.lane is not None else None
 
     def events(self) -> int:
         """Pieces of a stream so far."""
-        return self._lane.events if isinstance(self._lane, RawLane) else 0
+        return self.lane.events if self.lane is not None else 0
 
     def check_progress(self, at: float, policy: Policy) -> None:
         """An engine that sends nothing for too long is given up. A client that reads slowly holds the engine back by
@@ -161,23 +191,28 @@ class Attempt:
             self.progressed = False
             self.quiet_since = at
         elif self.relaying and at - self.quiet_since > policy.stall_timeout_s:
-            self._fail(f"nothing came for {policy.stall_timeout_s:g} s in the middle of an answer")
+            self.fail("late", f"nothing came for {policy.stall_timeout_s:g} s in the middle of an answer")
         elif not self.relaying and at - self.quiet_since > policy.first_byte_timeout_s:
-            self._fail(f"no first byte within {policy.first_byte_timeout_s:g} s")
+            self.fail("late", f"no first byte within {policy.first_byte_timeout_s:g} s")
 
     # The engine's side.
 
     def upstream_head(self, status: int, content_type: bytes, retry_after: bytes) -> None:
+        holder = self.holder
         if status != 200:
             self.error_status, self.retry_after = status, retry_after
-        elif self.holder.stream and content_type.startswith(b"text/event-stream"):
-            self._lane = RawLane(self.holder.usage_asked, self.holder.request.chunked_allowed)
+        elif holder.stream and content_type.startswith(b"text/event-stream"):
+            usage_asked, chunked = holder.usage_asked, holder.request.chunked_allowed
+            if holder.speaker is None:
+                self.lane = RawLane(usage_asked, chunked)
+            else:
+                self.lane = holder.speaker.lane(usage_asked=usage_asked, chunked=chunked)
             return
-        self._lane = WholeLane()
+        self._whole = WholeLane()
 
     def upstream_chunk(self, raw: bytes) -> bool:
-        lane = self._lane
-        if not self.relaying or type(lane) is not RawLane or not lane.passes(raw):
+        lane = self.lane
+        if not self.relaying or lane is None or not lane.passes(raw):
             return False
         self.progressed = True
         holder = self.holder
@@ -186,27 +221,27 @@ class Attempt:
         return True
 
     def upstream_read(self, raw: bytes, pieces: list[bytes], done: bool) -> None:
-        lane = self._lane
-        self.progressed = True
+        lane, whole = self.lane, self._whole
         try:
-            if type(lane) is RawLane:
+            if lane is not None:
                 out = lane.read(raw, pieces, done)
                 if done:
                     self._streamed(lane, out)
                 elif out:
-                    self._relay(out)
-            elif type(lane) is WholeLane:
-                lane.read(pieces)
+                    self._relay(lane, out)
+            elif whole is not None:
+                self.progressed = True
+                whole.read(pieces)
                 if done:
-                    self._answered(lane.body())
+                    self._answered(whole.body())
         except BrokenStream as broken:
-            self._fail(str(broken))
+            self._broken(broken)
 
     def upstream_whole(self, body: bytes) -> None:
         try:
             self._answered(body)
         except BrokenStream as broken:
-            self._fail(str(broken))
+            self._broken(broken)
 
     def upstream_lost(self, cause: str) -> None:
         connection, self.connection = self.connection, None
@@ -217,20 +252,30 @@ class Attempt:
             # answer came, so the request has not begun; a fresh connection settles it.
             self.send(None)
         else:
-            self._fail(cause)
+            self.fail("lost", cause)
 
-    def _relay(self, out: bytes) -> None:
-        if not self.relaying:
-            out = self._begin_answer() + out
+    def _relay(self, lane: Lane, out: bytes) -> None:
         holder = self.holder
+        if not self.relaying:
+            if not lane.has_delta:
+                self._hold(out)
+                return
+            out = self._begin_answer() + out
+        self.progressed = True
         holder.bytes_out += len(out)
         holder.client.write(out)
 
+    def _hold(self, out: bytes) -> None:
+        self._held += out
+        if len(self._held) > WIRE.upstream_event_bytes:
+            raise BrokenStream("the engine sends events without a piece of an answer, on and on")
+
     def _begin_answer(self) -> bytes:
         self.relaying = True
-        return self.holder.attempt_begins_answer()
+        held, self._held = self._held, b""
+        return self.holder.attempt_begins_answer(self) + held
 
-    def _streamed(self, lane: RawLane, out: bytes) -> None:
+    def _streamed(self, lane: Lane, out: bytes) -> None:
         if not self.relaying:
             out = self._begin_answer() + out
         self.give_connection_back()
@@ -239,17 +284,34 @@ class Attempt:
     def _answered(self, body: bytes) -> None:
         if self.error_status:
             self.give_connection_back()
-            self.holder.attempt_refused(self, _refusal(self.error_status, self.retry_after, body))
+            self._say_no(body)
             return
-        usage = usage_of(body)
+        speaker, verdict = self.holder.speaker, ""
         if self.holder.stream:
             raise BrokenStream("the engine answered a stream with a plain body")
+        if speaker is None:
+            usage = usage_of(body)
+        else:
+            try:
+                body, usage, verdict = speaker.whole(body)
+            except Refusal as refusal:
+                self.give_connection_back()
+                self.holder.attempt_refused(self, refusal)
+                return
         self.give_connection_back()
-        self.holder.attempt_answered(self, body, usage)
+        self.holder.attempt_answered(self, body, usage, verdict)
 
-    def _fail(self, cause: str) -> None:
-        self.abandon()
-        self.holder.attempt_failed(self, cause)
+    def _say_no(self, body: bytes) -> None:
+        refusal = _refusal(self.error_status, self.retry_after, body)
+        if self.error_status in (429, 503):
+            self.holder.attempt_failed(self, Failure("overloaded", refusal.message, refusal))
+        elif refusal.status >= 500 and self.error_status != 501:
+            self.holder.attempt_failed(self, Failure("erred", refusal.message, refusal))
+        else:
+            self.holder.attempt_refused(self, refusal)
+
+    def _broken(self, broken: BrokenStream) -> None:
+        self.fail("erred" if isinstance(broken, EngineErred) else "lost", str(broken))
 
 
 def _refusal(status: int, retry_after: bytes, body: bytes) -> Refusal:

@@ -165,6 +165,10 @@ class ClientConnection(asyncio.Protocol):
         if lowered == b"authorization":
             request.two_secrets = bool(request.secret)
             request.secret = value.decode("latin-1")
+        elif lowered == b"x-api-key":
+            # How Anthropic's clients send it; beside an Authorization it would be a second one.
+            request.two_secrets = bool(request.secret)
+            request.secret = "Bearer " + value.decode("latin-1")
         elif lowered == b"host":
             request.hosts += 1
             request.host = value.strip(b" \t")
@@ -338,7 +342,7 @@ class ClientConnection(asyncio.Protocol):
         request.keep_alive = request.keep_alive and not self._worker.draining
         if request.refusal is not None:
             request.keep_alive = request.keep_alive and not request.refusal.close
-            response = request.refusal.response(request.id, keep_alive=request.keep_alive)
+            response = request.refusal.response(request.id, keep_alive=request.keep_alive, shape=request.route.shape)
             if request.method == b"HEAD":
                 response = response[: response.index(b"\r\n\r\n") + 4]
             self._answer(request, request.refusal.status, response)
@@ -405,7 +409,8 @@ class ClientConnection(asyncio.Protocol):
                 self.exchange.request.keep_alive = False
             return
         request = self.receiving
-        response = refusal.response(request.id if request is not None else "-", keep_alive=False)
+        shape = request.route.shape if request is not None else "openai"
+        response = refusal.response(request.id if request is not None else "-", keep_alive=False, shape=shape)
         if request is not None and request.admitted:
             self._worker.record_answer(request, refusal.status, len(response))
         transport.write(response)

@@ -5,22 +5,41 @@ ends exactly once, in `_end`. Whatever happens first decides: a later event find
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from time import monotonic as now
-from typing import Protocol
+from types import MappingProxyType
+from typing import Literal, Protocol
 
-from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Result, Seats
-from modelyard.gateway.attempt import Attempt, Reader
-from modelyard.gateway.fields import parse, upstream_body, usage_asked, warning_of
+from modelyard.gateway.accounts import Account, Reservation, rate_limit_fields
+from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Result
+from modelyard.gateway.attempt import Attempt, Failure, Reader
+from modelyard.gateway.breaker import CLOSED, Event, learned
+from modelyard.gateway.dialects.dialect import Speaker, renamed
+from modelyard.gateway.dialects.registry import READERS
+from modelyard.gateway.dialects.ways import direct, spoken
+from modelyard.gateway.estimate import may_use, prompt_tokens
+from modelyard.gateway.fields import AnyCall, parse, usage_asked, warning_of
 from modelyard.gateway.heads import json_response, stream_head
 from modelyard.gateway.lanes import LAST_CHUNK, Usage, chunk
-from modelyard.gateway.refusals import Refusal, error_event, unavailable, unknown_model
+from modelyard.gateway.refusals import Refusal, unavailable, unknown_model
 from modelyard.gateway.request import Request
+from modelyard.gateway.seats import Seats
 from modelyard.gateway.worker import Worker
 from modelyard.records.decision import Decision
 from modelyard.records.journal import Attempt as Tried
 from modelyard.records.journal import Outcome, RequestRecord, UsageSource
 
 _NO_USAGE = Usage()
+_FAILED = Result("failed")
+_TRIED: dict[str, Literal["refused", "failed", "late"]] = {
+    "unconnected": "refused",
+    "overloaded": "refused",
+    "lost": "failed",
+    "erred": "failed",
+    "late": "late",
+}
+_DEGRADED = b"x-modelyard-degraded: no replica is sound; the least bad one answered\r\n"
 
 
 class Client(Reader, Protocol):
@@ -38,13 +57,17 @@ class Exchange:
     attempts = 0
     bytes_out = 0
     seated_at = first_byte_at = 0.0
+    endpoint = ""
     body = b""
+    speaker: Speaker | None = None
+    names: Mapping[str, str] = MappingProxyType({})
     warning = b""
     admission: Admission | None = None
     asking = Asking()
     ticket: Queued | None = None
     decision: Decision | None = None
     attempt: Attempt | None = None
+    reservation: Reservation | None = None
     # What the record ends with.
     cost_pico = 0
     trace_id = ""
@@ -60,6 +83,7 @@ class Exchange:
             return
         try:
             admission = self._check()
+            admission.requests += 1
             self.ticket = admission.enter(self, self.asking, now())
         except Refusal as refusal:
             self._refuse(refusal)
@@ -68,7 +92,9 @@ class Exchange:
         """All that can be refused before a seat is asked for. Returns the door to ask at."""
         request, worker = self.request, self.worker
         endpoint = request.route.endpoint
-        parsed = parse(request.body, endpoint)
+        reader = READERS.get(endpoint)
+        asked = reader(request.body, request.id) if reader is not None else None
+        parsed = parse(request.body, endpoint) if asked is None else asked.parsed
         parsed.key_id = request.key.id
         call = parsed.call
         self.stream = call.stream is True
@@ -78,11 +104,28 @@ class Exchange:
             raise unknown_model(call.model)
         self.admission = admission
         worker.keyring.authorize(request.key, call.model, endpoint)
-        self.body = upstream_body(parsed, admission.deployment)
+        deployment = admission.deployment
+        sending = direct(parsed, endpoint, deployment) if asked is None else spoken(asked, deployment)
+        self.endpoint, self.body, self.speaker = sending.endpoint, sending.body, sending.speaker
+        self.names = sending.names
+        if request.route.shape == "anthropic":
+            self.warning = b"request-id: %b\r\n" % request.id.encode()
+        if asked is not None and asked.stripped:
+            parsed.stripped = parsed.stripped | asked.stripped
         if parsed.stripped or parsed.bounded:
-            self.warning = warning_of(parsed)
+            self.warning += warning_of(parsed)
         self.asking = Asking(key_id=request.key.id)
+        if line := worker.accounts.line(request.key):
+            self._reserve(line, call, admission)
         return admission
+
+    def _reserve(self, line: tuple[Account, ...], call: AnyCall, admission: Admission) -> None:
+        request, at = self.request, now()
+        asked = may_use(call, len(request.body), admission.deployment, request.at)
+        self.reservation = self.worker.accounts.reserve(line, asked, at)
+        self.warning += b"".join(
+            b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in rate_limit_fields(line, at)
+        )
 
     # Admission's side.
 
@@ -90,7 +133,7 @@ class Exchange:
         self.ticket = None
         self.decision = decision
         self.seated_at = at = now()
-        self.attempt = attempt = Attempt(self, seats)
+        self.attempt = attempt = Attempt(self, seats, at)
         attempt.send(seats.pool.take(at))
 
     def not_seated(self, reason: str) -> None:
@@ -101,54 +144,99 @@ class Exchange:
 
     # The attempt's side.
 
-    def attempt_begins_answer(self) -> bytes:
+    def attempt_begins_answer(self, attempt: Attempt) -> bytes:
         self.first_byte_at = now()
+        if attempt.seats.breaker.state == "half_open":
+            self._learn(attempt.seats, "answered")
         request = self.request
-        return stream_head(request.id, self.warning, keep_alive=request.keep_alive, chunked=request.chunked_allowed)
+        return stream_head(request.id, self._notes(), keep_alive=request.keep_alive, chunked=request.chunked_allowed)
 
     def attempt_streamed(self, attempt: Attempt, usage: Usage | None, last: bytes) -> None:
         self.bytes_out += len(last)
-        self._end("complete", 200, usage, last, events=attempt.events())
+        verdict = attempt.lane.verdict if attempt.lane is not None else ""
+        self._end("complete", 200, usage, last, events=attempt.events(), error=verdict)
 
-    def attempt_answered(self, attempt: Attempt, body: bytes, usage: Usage | None) -> None:
+    def attempt_answered(self, attempt: Attempt, body: bytes, usage: Usage | None, verdict: str) -> None:
         self.first_byte_at = now()
-        request = self.request
-        out = json_response(body, request.id, self.warning, keep_alive=request.keep_alive)
+        request, fields = self.request, self._notes()
+        if verdict:
+            fields += b"x-modelyard-answer-check: %b\r\n" % verdict.encode()
+        out = json_response(body, request.id, fields, keep_alive=request.keep_alive)
         self.bytes_out = len(out)
-        self._end("complete", 200, usage, out)
+        self._end("complete", 200, usage, out, error=verdict)
 
     def attempt_refused(self, attempt: Attempt, refusal: Refusal) -> None:
-        self._refuse(refusal)
+        self._refuse(renamed(refusal, self.names))
 
-    def attempt_unconnected(self, attempt: Attempt, cause: str) -> None:
+    def attempt_failed(self, attempt: Attempt, failure: Failure) -> None:
+        """Before the first piece of an answer another replica is asked, or a plain error told; after it an error event:
+        never a [DONE]."""
+        if self.ended:
+            return
+        if failure.kind == "unconnected":
+            attempt.seats.refusing = True
+        self._learn(attempt.seats, failure.event)
+        if self.first_byte_at:
+            cause = failure.cause
+            self._cut_short("truncated", "the engine ended this answer before it was complete", error=cause)
+        elif self._may_retry(attempt, failure):
+            self._retry(attempt, failure)
+        elif failure.refusal is not None:
+            self._refuse(failure.refusal, outcome="unavailable" if failure.kind == "overloaded" else "upstream_failed")
+        else:
+            self._unavailable(failure.cause)
+
+    def _may_retry(self, attempt: Attempt, failure: Failure) -> bool:
+        """Nothing reached the client, so nothing can happen twice. What was not even sent costs nothing to try."""
         admission = self.admission
         assert admission is not None
-        if not self.ended and admission.refused(attempt.seats):
-            self._move(attempt, admission)
-        else:
-            self._unavailable(cause)
+        if not admission.has_other(self.asking.excluded | {attempt.seats.replica.name}):
+            return False
+        if failure.kind == "unconnected":
+            return True
+        sent = sum(one.kind != "refused" for one in self.tried) + 1
+        return sent < admission.deployment.policy.failover.sendings and admission.take_retry(now())
 
-    def attempt_failed(self, attempt: Attempt, cause: str) -> None:
-        """Before the first byte a plain error, after it an error event; never a [DONE]."""
-        if not self.first_byte_at:
-            self._unavailable(cause)
-        else:
-            self._cut_short("truncated", "the engine ended this answer before it was complete", error=cause)
-
-    def _move(self, attempt: Attempt, admission: Admission) -> None:
-        """Give the seat back and ask for another one. Nothing was sent yet, so nothing can happen twice."""
+    def _retry(self, attempt: Attempt, failure: Failure) -> None:
+        """Give the seat back and ask for one elsewhere."""
+        admission, replica = self.admission, attempt.seats.replica
+        assert admission is not None
+        self._note(attempt, failure)
         self.attempt = None
-        admission.leave(attempt.seats, WITHDRAWN)
+        self.asking = replace(self.asking, excluded=self.asking.excluded | {replica.name})
+        admission.leave(attempt.seats, WITHDRAWN if failure.kind == "unconnected" else _FAILED)
         try:
             self.ticket = admission.enter(self, self.asking, now())
         except Refusal as refusal:
             self._refuse(refusal)
 
+    def _note(self, attempt: Attempt, failure: Failure) -> None:
+        replica, began = attempt.seats.replica, self.request.began
+        tried = Tried(
+            replica=replica.name,
+            launch=replica.launch,
+            began_s=attempt.began - began,
+            ended_s=now() - began,
+            kind=_TRIED[failure.kind],
+            cause=failure.cause,
+        )
+        self.tried = (*self.tried, tried)
+
+    def _learn(self, seats: Seats, event: Event) -> None:
+        assert self.admission is not None
+        limits = self.admission.deployment.policy.failover
+        seats.breaker = learned(seats.breaker, event, now(), limits, self.worker.chance())
+
+    def _notes(self) -> bytes:
+        """Header lines beside those that every response has."""
+        panic = self.decision is not None and self.decision.panic
+        return self.warning + _DEGRADED if panic else self.warning
+
     def _cut_short(self, outcome: Outcome, message: str, *, error: str) -> None:
         """End a stream that has begun: the client is told by an event, and by the end of the connection."""
-        assert self.attempt is not None
+        assert self.attempt is not None and self.attempt.lane is not None
         self.request.keep_alive = False
-        event = error_event(message, code=outcome)
+        event = self.attempt.lane.failed(message, outcome)
         out = chunk(event) + LAST_CHUNK if self.request.chunked_allowed else event
         self.bytes_out += len(out)
         self._end(outcome, 200, self.attempt.usage(), out, events=self.attempt.events(), error=error)
@@ -193,8 +281,19 @@ class Exchange:
 
     def check_progress(self, at: float) -> None:
         """Called by the sweep."""
-        if self.attempt is not None and self.admission is not None:
-            self.attempt.check_progress(at, self.admission.deployment.policy)
+        attempt, admission = self.attempt, self.admission
+        if attempt is None or admission is None:
+            return
+        policy = admission.deployment.policy
+        attempt.check_progress(at, policy)
+        limit_s = policy.failover.first_token_s
+        if limit_s is not None and self.stream and not attempt.relaying and at - attempt.began > limit_s:
+            self._move_on(attempt, admission, limit_s)
+
+    def _move_on(self, attempt: Attempt, admission: Admission, limit_s: float) -> None:
+        """The first token is late: another replica is asked if one is free, else this one has all the time it needs."""
+        if not attempt.over and admission.has_free(self.asking.excluded | {attempt.seats.replica.name}):
+            attempt.fail("late", f"no first token within {limit_s:g} s")
 
     # The end.
 
@@ -211,7 +310,7 @@ class Exchange:
         if refusal.status == 503 and outcome == "refused":
             outcome = "unavailable"
         request = self.request
-        out = refusal.response(request.id, keep_alive=request.keep_alive)
+        out = refusal.response(request.id, keep_alive=request.keep_alive, shape=request.route.shape)
         request.keep_alive = request.keep_alive and not refusal.close
         self.bytes_out = len(out)
         self._end(outcome, refusal.status, None, out, error=refusal.code)
@@ -229,8 +328,14 @@ class Exchange:
             attempt.abandon()
         replica = attempt.seats.replica if attempt is not None else None
         journal, began = worker.journal, request.began
-        source: UsageSource = "engine" if usage is not None else "estimated" if events else "none"
+        source: UsageSource = "engine" if usage is not None else "none"
         counted = usage or _NO_USAGE
+        prompt, completion = counted.prompt_tokens, counted.completion_tokens or 0
+        if usage is None and (events or (outcome == "client_gone" and self.attempts)):
+            # Nobody will say any more what it was: what the engine has read and written all the same.
+            source, prompt, completion = "estimated", prompt_tokens(len(request.body)), events
+        if admission is not None and (prices := admission.deployment.policy.prices) is not None:
+            self.cost_pico = prices.cost_pico(prompt, counted.cached_tokens, completion)
         journal.write(
             RequestRecord(  # by position: see its docstring
                 request.id,
@@ -251,9 +356,9 @@ class Exchange:
                 self.attempts,
                 replica.name if replica is not None else "",
                 replica.launch if replica is not None else "",
-                counted.prompt_tokens,
+                prompt,
                 counted.cached_tokens,
-                events if usage is None else usage.completion_tokens or 0,
+                completion,
                 source,
                 error,
                 self.decision,
@@ -263,8 +368,12 @@ class Exchange:
                 self.resumed,
             )
         )
+        if self.reservation is not None:
+            self.reservation.settle(prompt + completion, self.cost_pico, now())
         if last:
             self.client.write(last)
         if attempt is not None and admission is not None:
+            if attempt.seats.breaker is not CLOSED and outcome not in ("upstream_failed", "truncated", "unavailable"):
+                self._learn(attempt.seats, "answered" if outcome in ("complete", "refused") else "withdrawn")
             admission.leave(attempt.seats, self._result(outcome))
         self.client.exchange_ended(self)

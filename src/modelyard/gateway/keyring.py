@@ -8,10 +8,11 @@ from pathlib import Path
 
 from modelyard.gateway.refusals import Refusal
 from modelyard.records.base import UnreadableRecord, decode
-from modelyard.records.keys import KeyCreated, KeyEvent, KeyRecord
-from modelyard.records.secrets import matches, public_id
+from modelyard.records.keys import KeyCreated, KeyEvent, KeyRecord, KeyRevoked
+from modelyard.records.secrets import matches, public_id, rotated
 
 ANONYMOUS = KeyRecord(id="", sha256="", name="anonymous", created_at=0.0)
+_DEAD = KeyRecord(id="", sha256="0" * 64, name="", created_at=0.0, expires_at=0.0)
 
 
 @dataclass(slots=True)
@@ -27,8 +28,10 @@ class Keyring:
         self._changed()
         if isinstance(event, KeyCreated):
             self.keys[event.key.id] = event.key
-        else:
+        elif isinstance(event, KeyRevoked):
             self.revoked.add(event.id)
+        elif (known := self.keys.get(event.id)) is not None:
+            self.keys[event.id] = rotated(known, event)
 
     def clear(self) -> None:
         self._changed()
@@ -41,14 +44,19 @@ class Keyring:
 
     def authenticate(self, secret: str, now: float) -> KeyRecord:
         """The record of a live key. Raises Refusal (401) without saying which part was wrong."""
-        record = self.keys.get(public_id(secret))
-        if record is None or not matches(secret, record) or not all(self._live(k, now) for k in self._line(record)):
+        record = self.keys.get(public_id(secret), _DEAD)
+        # Always compared, so that the time of a refusal does not tell which keys exist.
+        if not matches(secret, record, now) or not all(self._live(one, now) for one in self.line(record)):
             raise Refusal(401, "the key is not valid here", code="invalid_api_key")
         return record
 
-    def expires_at(self, key: KeyRecord) -> float:
-        """When the key ends by itself, or the first of those above it does: Unix seconds, infinity if never."""
-        return min((one.expires_at for one in self._line(key) if one.expires_at is not None), default=float("inf"))
+    def expires_at(self, key: KeyRecord, now: float) -> float:
+        """Until when what is known of the key holds by itself: Unix seconds, infinity if for ever. The key or one above
+        it ends then, or a secret that it had before."""
+        ends = [one.expires_at for one in self.line(key) if one.expires_at is not None]
+        if now < key.former_until:
+            ends.append(key.former_until)
+        return min(ends, default=float("inf"))
 
     def authorize(self, key: KeyRecord, deployment: str, endpoint: str) -> None:
         """Raises Refusal (403) where the key, or one above it, does not reach that far."""
@@ -63,20 +71,20 @@ class Keyring:
             known = self._reaches[asked] = all(
                 (one.scopes.deployments is None or deployment in one.scopes.deployments)
                 and (one.scopes.endpoints is None or endpoint in one.scopes.endpoints)
-                for one in self._line(key)
+                for one in self.line(key)
             )
         return known
 
     def _live(self, key: KeyRecord, now: float) -> bool:
         return key.id not in self.revoked and (key.expires_at is None or now < key.expires_at)
 
-    def _line(self, key: KeyRecord) -> list[KeyRecord]:
+    def line(self, key: KeyRecord) -> list[KeyRecord]:
         """The key and those above it; a parent that does not exist leaves nothing."""
         line = [key]
         while (parent := line[-1].parent) is not None:
             above = self.keys.get(parent)
             if above is None or above in line:
-                return [KeyRecord(id="", sha256="", name="", created_at=0.0, expires_at=0.0)]
+                return [_DEAD]
             line.append(above)
         return line
 

@@ -11,11 +11,13 @@ from typing import Any
 import msgspec
 
 from modelyard.gateway.limits import WIRE
+from modelyard.gateway.refusals import error_event
 
 _USAGE = b'"usage"'
 # How an event begins that tells of a failure. Inside a JSON string quotes are escaped: no text of a model looks so.
 _ERROR = b'{"error"'
 _END_OF_EVENT = b"\n\n"
+_COLON = 58
 _DONE = (b"data: [DONE]", b"data:[DONE]")
 
 
@@ -41,6 +43,24 @@ class _Event(msgspec.Struct):
     choices: list[msgspec.Raw] | None = None
 
 
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[msgspec.Raw] | None = None
+    function_call: msgspec.Raw | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    text: str = ""
+
+
+class _Piece(msgspec.Struct):
+    choices: list[_Choice] | None = None
+
+
 class _ErrorEvent(msgspec.Struct):
     error: Any = None
 
@@ -50,6 +70,7 @@ class _Answer(msgspec.Struct):
 
 
 _decode_event = msgspec.json.Decoder(_Event).decode
+_decode_piece = msgspec.json.Decoder(_Piece).decode
 _decode_error = msgspec.json.Decoder(_ErrorEvent).decode
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 
@@ -63,6 +84,10 @@ class BrokenStream(Exception):
     """The engine's stream cannot be relayed truthfully."""
 
 
+class EngineErred(BrokenStream):
+    """The engine says itself that it failed."""
+
+
 def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
@@ -71,16 +96,20 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 
 class RawLane:
-    """An event stream. `events` counts pieces with content, the fallback where no usage ever comes."""
+    """An event stream. `events` counts pieces with content, the fallback where no usage ever comes. `has_delta` once an
+    event held a piece of the answer: until then nothing has been said that another replica would not say again.
+    `verdict` is what a check of the answer found wrong, where one is made (dialects.checks)."""
 
-    __slots__ = ("_chunked", "_held", "_last", "_usage_asked", "events", "usage")
+    __slots__ = ("_chunked", "_held", "_last", "_usage_asked", "events", "has_delta", "usage")
+    verdict = ""
 
     def __init__(self, usage_asked: bool, chunked: bool) -> None:
         self._usage_asked, self._chunked = usage_asked, chunked
         self.usage: Usage | None = None
         self.events = 0
-        self._held = b""
-        self._last = b""
+        self.has_delta = False
+        self._held: bytes = b""
+        self._last: bytes = b""
 
     def passes(self, raw: bytes) -> bool:
         """Whether `raw`, which is one whole chunk that ends an event, may reach the client as it is."""
@@ -104,6 +133,8 @@ class RawLane:
             if not piece.endswith(_END_OF_EVENT):
                 return self._rewrite(b"".join(pieces), done)
         self._last = pieces[-1]
+        if not self.has_delta:
+            self.has_delta = any(map(holds_delta, pieces))
         return raw
 
     def _finish(self) -> bytes:
@@ -124,10 +155,21 @@ class RawLane:
             self._last = out
         if _ERROR in out:
             _refuse_errors(out)
+        if out and not self.has_delta:
+            self.has_delta = holds_delta(out)
         if _has_usage(out):
             out = b"".join(event + _END_OF_EVENT for event in out[:-2].split(_END_OF_EVENT) if self._keep(event))
+        out = self._told(out)
         framed = chunk(out) if out and self._chunked else out
         return framed + self._finish() if done else framed
+
+    def _told(self, events: bytes) -> bytes:
+        """Whole events as the client gets them."""
+        return events
+
+    def failed(self, message: str, code: str) -> bytes:
+        """The event that tells the client that this stream cannot go on."""
+        return error_event(message, code=code)
 
     def _keep(self, event: bytes) -> bool:
         """Learns usage from an event; False for a usage-only event that the client did not ask for."""
@@ -143,9 +185,43 @@ class RawLane:
         return bool(parsed.choices) or self._usage_asked
 
 
+def holds_delta(events: bytes) -> bool:
+    """Whether whole events hold a piece of an answer. The role alone is none, nor is a comment, a reason to finish or
+    an empty text; what we cannot read is one."""
+    if events.find(_END_OF_EVENT) == len(events) - 2:
+        return _is_delta(events)
+    return any(map(_is_delta, events.split(_END_OF_EVENT)))
+
+
+def _is_delta(event: bytes) -> bool:
+    if not event or event[0] == _COLON or event.startswith(_DONE):
+        return False
+    if not event.startswith(b"data:"):
+        return True
+    try:
+        choices = _decode_piece(event[5:]).choices
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return True
+    for choice in choices or ():
+        delta = choice.delta
+        if choice.text or (
+            delta is not None
+            and (
+                delta.content
+                or delta.reasoning_content
+                or delta.reasoning
+                or delta.tool_calls
+                or delta.refusal
+                or delta.function_call is not None
+            )
+        ):
+            return True
+    return False
+
+
 def _refuse_errors(events: bytes) -> None:
     """An engine that fails in the middle says so in an event, and some then end the stream as if it were whole (vLLM,
-    when its core dies, with a [DONE]). Raises BrokenStream."""
+    when its core dies, with a [DONE]). Raises EngineErred."""
     for event in events.split(_END_OF_EVENT):
         data = event.removeprefix(b"data:").lstrip()
         if not data.startswith(_ERROR):
@@ -155,7 +231,7 @@ def _refuse_errors(events: bytes) -> None:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             continue
         if error is not None:
-            raise BrokenStream("the engine reported an error in the middle of its answer")
+            raise EngineErred("the engine reported an error in the middle of its answer")
 
 
 class WholeLane:

@@ -47,6 +47,7 @@ class FieldLimits:
     pattern_characters: int = 512
     prompt_tokens: int = 250_000
     max_tokens: int = 1_048_576
+    inputs: int = 2048
 
 
 WIRE = WireLimits()

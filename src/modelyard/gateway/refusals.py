@@ -1,16 +1,31 @@
-"""How the gateway says no: one exception, one OpenAI-shaped body, in our own words: no trace of an engine leaks."""
+"""How the gateway says no: one exception, in our own words: no trace of an engine leaks.
+
+Its body has OpenAI's shape, or Anthropic's on the routes that are Anthropic's."""
 
 from __future__ import annotations
 
 from http import HTTPStatus
+from typing import Literal
 
 import msgspec
 
 from modelyard.gateway.heads import head
 
+Shape = Literal["openai", "anthropic"]
+_ANTHROPIC_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
 
 class Refusal(Exception):
-    """A request that ends with `status` and an OpenAI-shaped error. `close` also ends the connection."""
+    """A request that ends with `status` and an error. `close` also ends the connection; `fields` are more header
+    fields, names and values."""
 
     def __init__(
         self,
@@ -22,18 +37,23 @@ class Refusal(Exception):
         retry_after_s: int | None = None,
         close: bool = False,
         allow: str = "",
+        fields: tuple[tuple[str, str], ...] = (),
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
         self.retry_after_s, self.close, self.allow = retry_after_s, close, allow
+        self.fields = fields
 
     def body(self) -> bytes:
         return error_body(self.status, self.message, code=self.code, param=self.param)
 
-    def response(self, request_id: str, *, keep_alive: bool) -> bytes:
+    def response(self, request_id: str, *, keep_alive: bool, shape: Shape = "openai") -> bytes:
         """The whole response, head and body."""
-        body = self.body()
-        fields = [("content-type", "application/json"), ("content-length", str(len(body)))]
+        openai = shape == "openai"
+        body = self.body() if openai else anthropic_error_body(self.status, self.message, request_id)
+        fields = [("content-type", "application/json"), ("content-length", str(len(body))), *self.fields]
+        if not openai:
+            fields.append(("request-id", request_id))
         if self.retry_after_s is not None:
             fields.append(("retry-after", str(self.retry_after_s)))
         if self.allow:
@@ -48,6 +68,12 @@ def error_body(status: int, message: str, *, code: str | None, param: str | None
     kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
     kind = "server_error" if status >= 500 else kinds.get(status, "invalid_request_error")
     return msgspec.json.encode({"error": {"message": message, "type": kind, "param": param, "code": code}})
+
+
+def anthropic_error_body(status: int, message: str, request_id: str) -> bytes:
+    """The JSON that Anthropic's clients turn into their typed errors."""
+    kind = _ANTHROPIC_KINDS.get(status, "api_error" if status >= 500 else "invalid_request_error")
+    return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id})
 
 
 def error_event(message: str, *, code: str) -> bytes:

@@ -50,7 +50,7 @@ class HeadMemo:
         self._head = head
         self._route, self._key = request.route, request.key
         self._keyring, self._version = keyring, keyring.version
-        self._expires_at = keyring.expires_at(request.key)
+        self._expires_at = keyring.expires_at(request.key, request.at)
 
     @classmethod
     def of(cls, data: bytes, request: Request, keyring: Keyring) -> HeadMemo | None:

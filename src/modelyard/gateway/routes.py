@@ -6,24 +6,32 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from modelyard.gateway.refusals import Refusal
+from modelyard.gateway.refusals import Refusal, Shape
 
 Kind = Literal["inference", "models", "model", "health", "ready"]
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`endpoint` is the path as declared; `open_to_all` is the only way around a key."""
+    """`endpoint` is the path as declared; `open_to_all` is the only way around a key; `shape` is that of errors."""
 
     method: str
     endpoint: str
     kind: Kind
     open_to_all: bool = False
+    shape: Shape = "openai"
 
 
 ROUTES = (
     Route("POST", "/v1/chat/completions", "inference"),
     Route("POST", "/v1/completions", "inference"),
+    Route("POST", "/v1/responses", "inference"),
+    Route("POST", "/v1/messages", "inference", shape="anthropic"),
+    Route("POST", "/v1/messages/count_tokens", "inference", shape="anthropic"),
+    Route("POST", "/v1/embeddings", "inference"),
+    Route("POST", "/v1/rerank", "inference"),
+    Route("POST", "/tokenize", "inference"),
+    Route("POST", "/detokenize", "inference"),
     Route("GET", "/v1/models", "models"),
     Route("GET", "/v1/models/", "model"),
     Route("GET", "/health", "health", open_to_all=True),

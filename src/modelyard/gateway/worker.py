@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import time
+from collections.abc import Callable
 from urllib.parse import unquote
 
 import msgspec
 
+from modelyard.gateway.accounts import Accounts
 from modelyard.gateway.admission import Admission
 from modelyard.gateway.heads import json_response
 from modelyard.gateway.journal import JournalWriter
@@ -21,14 +24,22 @@ from modelyard.records.topology import Deployment
 
 
 class Worker:
-    """One event loop's worth of gateway. `draining` once it takes nothing new."""
+    """One event loop's worth of gateway. `draining` once it takes nothing new. `chance` is in [0, 1)."""
 
-    def __init__(self, journal: JournalWriter, keyring: Keyring, wire: WireLimits = WIRE) -> None:
+    def __init__(
+        self,
+        journal: JournalWriter,
+        keyring: Keyring,
+        wire: WireLimits = WIRE,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
         self.journal = journal
         self.keyring = keyring
+        self.accounts = Accounts(keyring)
         self.admissions: dict[str, Admission] = {}
         self.draining = False
         self.wire = wire
+        self.chance = chance
         self.turns = Turns()
         self._requests = 0
 
@@ -67,7 +78,9 @@ class Worker:
         try:
             return 200, self._json(request, self._local_answer(request))
         except Refusal as refusal:
-            return refusal.status, refusal.response(request.id, keep_alive=request.keep_alive)
+            return refusal.status, refusal.response(
+                request.id, keep_alive=request.keep_alive, shape=request.route.shape
+            )
 
     def _local_answer(self, request: Request) -> object:
         match request.route.kind:

@@ -6,12 +6,10 @@ import os
 from pathlib import Path
 
 from modelyard.records.base import Record, UnreadableRecord, decode
-from modelyard.records.journal import RequestRecord
+from modelyard.records.journal import RequestRecord, within
 
 # Bounds the memory of one step; a record is a few hundred bytes.
 STEP_BYTES = 4 * 1024 * 1024
-# No string inside a JSON text can hold these bytes: its quotes would be escaped.
-_RECORD_START = b'{"schema":"request/'
 
 
 class Checkpoint(Record, tag_field="schema", tag="checkpoint/v1"):
@@ -47,9 +45,10 @@ def read_journal(folder: Path, after: Checkpoint = BEGINNING, *, step_bytes: int
         if limited and not whole and room == step_bytes:
             whole, unreadable = data, unreadable + 1
         for line in whole.split(b"\n")[:-1]:
-            record = _record(line)
+            whole_record = within(line)
+            record = _record(whole_record)
             records += [record] if record else []
-            unreadable += record is None or line.rfind(_RECORD_START) > 0
+            unreadable += record is None or len(whole_record) < len(line)
         offsets[path.name] = start + len(whole)
         room -= len(whole)
         more = more or limited
@@ -68,8 +67,7 @@ def _read(path: Path, start: int, room: int) -> tuple[int, bytes, bool]:
 
 
 def _record(line: bytes) -> RequestRecord | None:
-    """The line's record. A write that a full disk cut short has the next record on its line: that one is whole."""
     try:
-        return decode(line[max(0, line.rfind(_RECORD_START)) :], RequestRecord)
+        return decode(line, RequestRecord)
     except UnreadableRecord:
         return None

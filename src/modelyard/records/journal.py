@@ -13,6 +13,15 @@ Outcome = Literal[
 UsageSource = Literal["engine", "estimated", "none"]
 
 
+# No string inside a JSON text can hold these bytes: its quotes would be escaped.
+_RECORD_START = b'{"schema":"request/'
+
+
+def within(line: bytes) -> bytes:
+    """The record on a line. A write that a full disk cut short has the next record on its line: that one is whole."""
+    return line[max(0, line.rfind(_RECORD_START)) :]
+
+
 class Attempt(Record):
     """One sending of a request to one launch that brought no answer to the client. `began_s` and `ended_s` count from
     the request's first byte; `cause` is ours, never an engine's text."""

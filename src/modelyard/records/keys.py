@@ -1,4 +1,4 @@
-"""Keys of clients. The secret is shown once and never stored: only its SHA-256 is."""
+"""Keys of clients, and teams above them. A secret is shown once and never stored: only its SHA-256 is."""
 
 from __future__ import annotations
 
@@ -20,8 +20,26 @@ class Limits(Record):
     concurrent_requests: int | None = None
 
 
+class Budgets(Record):
+    """What may be spent in a day and in a month, both of UTC; None means the parent's bound, or none. Money is in
+    millionths of a millionth of the prices' currency."""
+
+    tokens_per_day: int | None = None
+    tokens_per_month: int | None = None
+    pico_per_day: int | None = None
+    pico_per_month: int | None = None
+
+
+EVERYTHING = Scopes()
+UNLIMITED = Limits()
+NO_BUDGET = Budgets()
+
+
 class KeyRecord(Record):
-    """`id` is the public part of the key and finds it in one look-up; `sha256` is over the whole key, in hex."""
+    """`id` is the public part of the key and finds it in one look-up; `sha256` is over the whole key, in hex. After a
+    rotation the secret before it, `former_sha256`, opens the same until `former_until` (Unix seconds).
+
+    A record without a hash is a team: no secret opens it, keys and teams hang below it."""
 
     id: str
     sha256: str
@@ -29,14 +47,40 @@ class KeyRecord(Record):
     created_at: float
     expires_at: float | None = None
     parent: str | None = None
-    scopes: Scopes = Scopes()
-    limits: Limits = Limits()
+    scopes: Scopes = EVERYTHING
+    limits: Limits = UNLIMITED
+    budgets: Budgets = NO_BUDGET
+    former_sha256: str = ""
+    former_until: float = 0.0
+
+    @property
+    def is_team(self) -> bool:
+        return not self.sha256
+
+    @property
+    def is_bounded(self) -> bool:
+        return self.limits != UNLIMITED or self.budgets != NO_BUDGET
+
+    @property
+    def title(self) -> str:
+        """How people are told of it."""
+        return f"{'team' if self.is_team else 'key'} {self.name!r}"
 
 
 class KeyCreated(Record, tag_field="schema", tag="key-created/v1"):
     """A line of the key log."""
 
     key: KeyRecord
+
+
+class KeyRotated(Record, tag_field="schema", tag="key-rotated/v1"):
+    """A line of the key log: from `at` (Unix seconds) the key `id` has another secret, and the one before it opens the
+    same until `former_until`. A secret that was former already ends."""
+
+    id: str
+    at: float
+    sha256: str
+    former_until: float
 
 
 class KeyRevoked(Record, tag_field="schema", tag="key-revoked/v1"):
@@ -46,4 +90,4 @@ class KeyRevoked(Record, tag_field="schema", tag="key-revoked/v1"):
     at: float
 
 
-KeyEvent = KeyCreated | KeyRevoked
+KeyEvent = KeyCreated | KeyRotated | KeyRevoked

@@ -7,7 +7,9 @@ import hmac
 import secrets
 from dataclasses import dataclass
 
-from modelyard.records.keys import KeyRecord, Limits, Scopes
+import msgspec
+
+from modelyard.records.keys import NO_BUDGET, UNLIMITED, Budgets, KeyRecord, KeyRotated, Limits, Scopes
 
 PREFIX = "my_"
 ID_CHARACTERS = 12
@@ -29,10 +31,34 @@ def new_key(
     parent: str | None = None,
     scopes: Scopes | None = None,
     limits: Limits | None = None,
+    budgets: Budgets | None = None,
 ) -> NewKey:
     """A key of 256 random bits behind a public id of 48."""
-    secret = f"{PREFIX}{secrets.token_hex(ID_CHARACTERS // 2)}_{secrets.token_urlsafe(32)}"
-    return NewKey(secret, key_record(secret, name, now, expires_at, parent, scopes, limits))
+    secret = secret_for(secrets.token_hex(ID_CHARACTERS // 2))
+    record = key_record(secret, name, now, expires_at, parent, scopes, limits)
+    return NewKey(secret, msgspec.structs.replace(record, budgets=budgets or NO_BUDGET))
+
+
+def new_team(
+    name: str,
+    now: float,
+    *,
+    parent: str | None = None,
+    scopes: Scopes | None = None,
+    limits: Limits | None = None,
+    budgets: Budgets | None = None,
+) -> KeyRecord:
+    """A node without a secret. Its id has another length than any key's, so that no secret looks it up."""
+    return KeyRecord(
+        id=f"team-{secrets.token_hex(ID_CHARACTERS // 2)}",
+        sha256="",
+        name=name,
+        created_at=now,
+        parent=parent,
+        scopes=scopes or Scopes(),
+        limits=limits or UNLIMITED,
+        budgets=budgets or NO_BUDGET,
+    )
 
 
 def key_record(
@@ -47,14 +73,23 @@ def key_record(
     """The record of a secret that was chosen elsewhere."""
     return KeyRecord(
         id=public_id(secret),
-        sha256=hashlib.sha256(secret.encode()).hexdigest(),
+        sha256=hash_of(secret),
         name=name,
         created_at=now,
         expires_at=expires_at,
         parent=parent,
         scopes=scopes or Scopes(),
-        limits=limits or Limits(),
+        limits=limits or UNLIMITED,
     )
+
+
+def secret_for(key_id: str) -> str:
+    """Another secret of a key of ours."""
+    return f"{PREFIX}{key_id}_{secrets.token_urlsafe(32)}"
+
+
+def hash_of(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def public_id(secret: str) -> str:
@@ -62,9 +97,18 @@ def public_id(secret: str) -> str:
     start = len(PREFIX)
     if secret.startswith(PREFIX) and secret[start + ID_CHARACTERS : start + ID_CHARACTERS + 1] == "_":
         return secret[start : start + ID_CHARACTERS]
-    return "x" + hashlib.sha256(secret.encode()).hexdigest()[:16]
+    return "x" + hash_of(secret)[:16]
 
 
-def matches(secret: str, record: KeyRecord) -> bool:
-    """Compares in constant time."""
-    return hmac.compare_digest(hashlib.sha256(secret.encode()).hexdigest(), record.sha256)
+def matches(secret: str, record: KeyRecord, now: float) -> bool:
+    """Whether `secret` opens `record` at `now`; compares in constant time."""
+    found = hash_of(secret)
+    former = hmac.compare_digest(found, record.former_sha256) and now < record.former_until
+    return hmac.compare_digest(found, record.sha256) or former
+
+
+def rotated(record: KeyRecord, event: KeyRotated) -> KeyRecord:
+    """The record with its new secret."""
+    return msgspec.structs.replace(
+        record, sha256=event.sha256, former_sha256=record.sha256, former_until=event.former_until
+    )

@@ -18,6 +18,41 @@ class Replica(Record):
     draining: bool = False
 
 
+class Failover(Record):
+    """What happens when a replica fails a request. Until the first piece of an answer it is sent to another one: up to
+    `sendings` in all, within `retry_share` of the deployment's requests and `retries_per_s` besides; after
+    `first_token_s` too, while another one is free.
+
+    A replica is taken out for `eject_s`, twice as long each time up to `eject_most_s`, after `eject_after` lost
+    connections in a row, or when `eject_share` of at least `eject_volume` requests within ten seconds failed."""
+
+    sendings: int = 3
+    retry_share: float = 0.1
+    retries_per_s: float = 3.0
+    first_token_s: float | None = None
+    eject_after: int = 5
+    eject_share: float = 0.5
+    eject_volume: int = 20
+    eject_s: float = 1.0
+    eject_most_s: float = 30.0
+
+
+class Prices(Record):
+    """What tokens cost, in millionths of a millionth of `currency` for each: whole numbers, so that sums are exact.
+    `cached_input_pico` is for prompt tokens that came from the engine's prefix cache."""
+
+    currency: str
+    input_pico: int
+    cached_input_pico: int
+    output_pico: int
+
+    def cost_pico(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> int:
+        """`prompt_tokens` include the cached ones, as engines count them."""
+        cached = min(cached_tokens, prompt_tokens)
+        fresh = prompt_tokens - cached
+        return fresh * self.input_pico + cached * self.cached_input_pico + completion_tokens * self.output_pico
+
+
 class Policy(Record):
     """How a deployment's requests are treated, as its operator wants it. `retry_after_s` is what clients are told where
     nothing better is known. `forwarded_fields` are request fields that we do not know and the engine does;
@@ -30,17 +65,20 @@ class Policy(Record):
     first_byte_timeout_s: float = 600.0
     stall_timeout_s: float = 300.0
     unknown_fields: Literal["strip", "refuse"] = "strip"
+    failover: Failover = Failover()
     forwarded_fields: tuple[str, ...] = ()
     stripped_fields: tuple[str, ...] = ()
     refused_fields: tuple[str, ...] = ()
     salted: bool = True
+    prices: Prices | None = None
 
 
 class Deployment(Record):
     """What is served under one public name. `engine_model` is the name that the engine itself answers to.
     While `open` is false nothing is routed and `reason` says why. `refused_fields` are request fields that the engine
     cannot honour: a request that sets one is told so; `ignored_fields` are those that it would take and do nothing
-    about. `cache_salt`: it keeps cached prefixes apart by a salt in the request."""
+    about. `cache_salt`: it keeps cached prefixes apart by a salt in the request. `engine` is its name; `endpoints` are
+    those that it has itself; `reasoning_field` is what it calls a model's thoughts, where it tells them at all."""
 
     name: str
     engine_model: str
@@ -50,6 +88,9 @@ class Deployment(Record):
     open: bool = False
     reason: str = ""
     refused_fields: tuple[str, ...] = ()
+    engine: str = ""
+    endpoints: tuple[str, ...] = ("/v1/chat/completions", "/v1/completions")
+    reasoning_field: Literal["", "reasoning", "reasoning_content"] = ""
     ignored_fields: tuple[str, ...] = ()
     cache_salt: bool = False
     policy: Policy = Policy()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from modelyard.records.topology import Policy
-from modelyard.spec.wanted import Deployment
+from msgspec.structs import asdict
+
+from modelyard.records import topology
+from modelyard.records.topology import Failover, Policy
+from modelyard.spec.wanted import Deployment, Prices
 
 
 def policy_of(deployment: Deployment) -> Policy:
@@ -14,8 +17,20 @@ def policy_of(deployment: Deployment) -> Policy:
         first_byte_timeout_s=deployment.timeouts.first_byte_s,
         stall_timeout_s=deployment.timeouts.stall_s,
         unknown_fields=deployment.unknown_fields,
+        failover=Failover(**asdict(deployment.failover)),
         forwarded_fields=deployment.fields.forward,
         stripped_fields=deployment.fields.strip,
         refused_fields=deployment.fields.refuse,
         salted=deployment.isolation != "shared",
+        prices=_prices_of(deployment.prices) if deployment.prices is not None else None,
+    )
+
+
+def _prices_of(prices: Prices) -> topology.Prices:
+    cached = prices.input if prices.cached_input is None else prices.cached_input
+    return topology.Prices(
+        currency=prices.currency,
+        input_pico=int(prices.input),
+        cached_input_pico=int(cached),
+        output_pico=int(prices.output),
     )

@@ -151,6 +151,7 @@ def _deployments(document: yaml_tree.Document, whole: OneDeployment | ManyDeploy
             message = f"{one.name!r} is already the name of deployments[{seen[one.name]}]"
             raise document.error(("deployments", at, "name"), message, hint="names must differ")
         seen[one.name] = at
+    _check_currency(document, whole.deployments)
     return whole.deployments
 
 
@@ -159,6 +160,18 @@ def _check_forwarded(document: yaml_tree.Document, deployment: Deployment, steps
         if name in NEVER_FORWARDED:
             hint = "it is ours to set, or lets a client reach what is not its own"
             raise document.error(steps, f"{name!r} is never passed on from a client", hint=hint)
+
+
+def _check_currency(document: yaml_tree.Document, deployments: tuple[Deployment, ...]) -> None:
+    priced = [(at, one.prices.currency) for at, one in enumerate(deployments) if one.prices is not None]
+    for at, currency in priced:
+        if currency != priced[0][1]:
+            message = f"is {currency}, where deployments[{priced[0][0]}] has {priced[0][1]}"
+            raise document.error(
+                ("deployments", at, "prices", "currency"),
+                message,
+                hint="one currency for all: what a key spends is one sum over its deployments",
+            )
 
 
 def _with_paths(deployment: Deployment, folder: Path) -> Deployment:

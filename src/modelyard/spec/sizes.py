@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from modelyard.spec import price
+
 _POWERS = ("", "k", "m", "g", "t")
 
 PATTERN = r"^([0-9]+(?:\.[0-9]+)?) *([KkMmGgTt]?)(i?)[Bb]?$"
@@ -36,14 +38,18 @@ def show(size_bytes: float) -> str:
 
 
 def decode_hook(kind: type, value: Any) -> Any:
-    """How msgspec reads a ByteSize."""
+    """How msgspec reads a ByteSize, and a Price."""
     if kind is ByteSize:
         return ByteSize.parse(value)
+    if kind is price.Price:
+        return price.Price.parse(value)
     raise NotImplementedError(kind)
 
 
 def schema_hook(kind: type) -> dict[str, Any]:
-    """How a ByteSize stands in the JSON Schema."""
+    """How a ByteSize and a Price stand in the JSON Schema."""
     if kind is ByteSize:
         return {"anyOf": [{"type": "string", "pattern": PATTERN}, {"type": "integer", "minimum": 1}]}
+    if kind is price.Price:
+        return {"anyOf": [{"type": "string", "pattern": price.PATTERN}, {"type": "number", "minimum": 0}]}
     raise NotImplementedError(kind)

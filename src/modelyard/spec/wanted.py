@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from modelyard.records.base import Record
+from modelyard.spec.price import Price
 from modelyard.spec.sizes import ByteSize
 
 API_VERSION = "modelyard/v1"
@@ -62,6 +63,38 @@ class Timeouts(Record, forbid_unknown_fields=True):
     stall_s: Annotated[Seconds, Meta(description="Between two pieces of an answer that has begun.")] = 300.0
 
 
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+class Failover(Record, forbid_unknown_fields=True):
+    """What happens when a replica fails a request. Until the first piece of its answer it is sent to another one."""
+
+    sendings: Annotated[
+        int, Meta(ge=1, le=64, description="To how many replicas one request is sent at most, one after the other.")
+    ] = 3
+    retry_share: Annotated[
+        Share, Meta(description="What share of all requests may be sent again, so that an outage does not feed itself.")
+    ] = 0.1
+    retries_per_s: Annotated[
+        float, Meta(ge=0, le=10_000, description="How many may be sent again each second besides.")
+    ] = 3.0
+    first_token_s: Annotated[
+        Seconds | None,
+        Meta(description="After this long without a token another replica is asked if one is free; never if left out."),
+    ] = None
+    eject_after: Annotated[
+        int, Meta(ge=1, le=10_000, description="After how many lost connections in a row a replica is taken out.")
+    ] = 5
+    eject_share: Annotated[
+        float, Meta(gt=0, le=1, description="At what share of failures within ten seconds a replica is taken out ...")
+    ] = 0.5
+    eject_volume: Annotated[int, Meta(ge=1, le=1_000_000, description="... of at least this many requests.")] = 20
+    eject_s: Annotated[
+        Seconds, Meta(description="For how long; then one request may try it. Twice as long each further time ...")
+    ] = 1.0
+    eject_most_s: Annotated[Seconds, Meta(description="... up to this.")] = 30.0
+
+
 # What would let a client load files of the engine's machine, take another tenant's cache, or run code there: no
 # operator can mean that for every client.
 NEVER_FORWARDED = frozenset(
@@ -83,6 +116,24 @@ class Fields(Record, forbid_unknown_fields=True):
         FieldNames, Meta(description="Fields that the engine never sees; a header of the answer names them.")
     ] = ()
     refuse: Annotated[FieldNames, Meta(description="Fields that are refused with 400, by name.")] = ()
+
+
+class Prices(Record, forbid_unknown_fields=True):
+    """What tokens cost. Amounts are for a million tokens, exact to six decimals."""
+
+    currency: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=16,
+            description="What the amounts are in, such as EUR; the same in every deployment, because sums are in it.",
+        ),
+    ]
+    input: Annotated[Price, Meta(description="For a million tokens of prompts, such as 0.15.")]
+    output: Annotated[Price, Meta(description="For a million tokens of answers.")]
+    cached_input: Annotated[
+        Price | None, Meta(description="For a million prompt tokens from the prefix cache; as `input` if left out.")
+    ] = None
 
 
 class Tls(Record, forbid_unknown_fields=True):
@@ -144,6 +195,11 @@ class Deployment(Record, forbid_unknown_fields=True):
         Meta(description="Engine settings by name, in place of planned ones; `modelyard plan` shows them all."),
     ] = msgspec.field(default_factory=dict[str, SettingValue])
     timeouts: Annotated[Timeouts, Meta(description="How long to wait before something counts as failed.")] = Timeouts()
+    failover: Annotated[Failover, Meta(description="What happens when a replica fails a request.")] = Failover()
+    prices: Annotated[
+        Prices | None,
+        Meta(description="What its tokens cost; without them they cost nothing and budgets are in tokens."),
+    ] = None
     unknown_fields: Annotated[
         Literal["strip", "refuse"],
         Meta(description="Request fields that we do not know: left out with a warning header, or refused with 400."),
