@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections import deque
 from time import monotonic as now
 from typing import cast
@@ -19,6 +20,10 @@ from modelyard.gateway.request import HeadMemo, Request
 from modelyard.gateway.routes import find, is_host, origin_form
 from modelyard.gateway.turns import LARGE_BODY_BYTES
 from modelyard.gateway.worker import Worker
+
+
+# struct linger: on, with no time to linger.
+_RESET = struct.pack("ii", 1, 0)
 
 
 class ClientConnection(asyncio.Protocol):
@@ -290,8 +295,15 @@ class ClientConnection(asyncio.Protocol):
             self._transport.close()
 
     def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
+        """Reset the connection. Closing alone would leave what was not read with the kernel, for a client that takes a
+        byte now and then, for as long as it likes."""
+        transport = self._transport
+        if transport is None:
+            return
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        transport.abort()
 
     def expire(self) -> None:
         """The sweep found the deadline passed: who kept up has another one, a slow sender is told so, anyone else is
