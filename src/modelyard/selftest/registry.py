@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from modelyard.errors import UsageError
 from modelyard.selftest.row import Row
-from modelyard.selftest.rows import http_and_smuggling, json_bodies, only_replica_killed, parameter_bounds, slow_clients
+from modelyard.selftest.rows import (
+    bombs,
+    http_and_smuggling,
+    json_bodies,
+    only_replica_killed,
+    parameter_bounds,
+    routes_and_keys,
+    slow_clients,
+)
 
-MODULES = (only_replica_killed, json_bodies, parameter_bounds, http_and_smuggling, slow_clients)
+MODULES = (only_replica_killed, json_bodies, bombs, parameter_bounds, http_and_smuggling, slow_clients, routes_and_keys)
 ROWS: tuple[Row, ...] = tuple(module.ROW for module in MODULES)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -27,25 +28,32 @@ class Heard:
     closed: bool
 
 
-async def say(port: int, data: bytes, *, within_s: float = 10.0, piece_bytes: int = 0, last: bool = False) -> Heard:
+async def say(
+    port: int, data: bytes, *, within_s: float = 10.0, piece_bytes: int = 0, last: bool = False, head: bool = False
+) -> Heard:
     """Send `data` on a connection of its own (in pieces, if so asked) and hear all answers until it is closed. With
     `last` a request is sent behind it that closes, and its answer is heard too: it shows that the connection was still
-    in step. Raises TimeoutError where the connection stays open, Lost where what came is not HTTP."""
+    in step. `head`: the answer has no body, whatever its length says. Raises TimeoutError where the connection stays open, Lost where what came is not HTTP."""
     if last:
         data += b"GET /health HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\n\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     answers = _Answers()
+    first = b""
     try:
         async with asyncio.timeout(within_s):
             sending = asyncio.create_task(_send(writer, data, piece_bytes or len(data)))
             try:
                 while heard := await reader.read(262_144):
-                    answers.feed(heard)
+                    first = first or heard
+                    if not head:
+                        answers.feed(heard)
             except ConnectionResetError:
                 pass
             sending.cancel()
     finally:
         writer.transport.abort()
+    if head and (status := re.match(rb"HTTP/1\.1 (\d{3}) ", first)):
+        return Heard((int(status[1]),), (b"",), ({},), closed=True)
     return answers.heard()
 
 
