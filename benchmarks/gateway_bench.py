@@ -27,6 +27,7 @@ class Sizes:
     huge: int = 600
     latency: int = 5_000
     stream_events: int = 250
+    streams: int = STREAMS
 
     @classmethod
     def quick(cls) -> Sizes:
@@ -40,6 +41,7 @@ class Sizes:
             huge=max(20, round(self.huge * share)),
             latency=max(200, round(self.latency * share)),
             stream_events=max(25, round(self.stream_events * share)),
+            streams=self.streams,
         )
 
 
@@ -110,7 +112,7 @@ class Bench:
         self._keep(subject, "latency_p99_ms", result["p99_s"] * 1e3)
 
     def _streams(self, subject: Subject, sizes: Sizes) -> None:
-        with self._connected(subject, STREAMS):
+        with self._connected(subject, sizes.streams):
             self._metered(subject, load.Streams(10))
             with watching_memory(subject) as peak_bytes:
                 cost = self._metered(subject, load.Streams(sizes.stream_events))

@@ -40,13 +40,14 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import kills_journal, processes
-from benchmarks.kills_client import VERDICTS, Client, Load, Question, counts_of
+from benchmarks.kills_client import Client, Load, Question, counts_of
 from benchmarks.kills_journal import JournalCheck
 from benchmarks.kills_rows import CAMPAIGNS, PROMISED, Bounds, Row, Site, run_row
 from benchmarks.kills_yard import KilledYard, fake_yard, real_yard
 from benchmarks.subjects import CannotMeasure, end_children_on_sigterm
 from modelyard import settings
 from modelyard.errors import ModelyardError
+from modelyard.selftest.asking import VERDICTS
 
 FAKE_KNOBS: dict[str, float | int | str | bool] = {"token_interval_s": 0.02, "startup_s": 0.3}
 PROMPTS = ("Tell me about rivers.", "Write a long list of words.", "Why do cats sleep so much?")

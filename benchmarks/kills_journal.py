@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.kills_client import Answer, Verdict
+from benchmarks.kills_client import Answer
 from modelyard.observe.journal import BEGINNING, read_journal
 from modelyard.records.journal import RequestRecord
+from modelyard.selftest.asking import Verdict
 
 # What the journal may call an answer of each kind.
 OUTCOMES: dict[Verdict, frozenset[str]] = {

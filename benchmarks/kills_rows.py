@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 
 from benchmarks import kills_processes
-from benchmarks.kills_client import Answer, Client, Load, Question, until
+from benchmarks.kills_client import Answer, Client, Load, Question
 from benchmarks.kills_processes import Process
 from benchmarks.kills_yard import KilledYard, RunningEngine
 from benchmarks.subjects import CannotMeasure
+from modelyard.selftest.bench import until
 
 # A shim that does not dial a new control within three seconds is given up: only after them is an adoption final.
 ADOPTED_FOR_SURE_S = 3.5

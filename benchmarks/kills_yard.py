@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import kills_processes
-from benchmarks.kills_client import until
 from benchmarks.kills_processes import Process
 from benchmarks.subjects import CannotMeasure, free_port
 from modelyard.cli.admin import Admin, listening
@@ -26,6 +25,7 @@ from modelyard.node.shim_wire import ShimSpec
 from modelyard.records.base import UnreadableRecord, decode
 from modelyard.records.plan import Artifact, Plan, ReplicaPlan, Setting
 from modelyard.records.topology import Policy, Replica, Topology
+from modelyard.selftest.bench import until
 from modelyard.state import StateDirectory, open_state
 
 READY_WITHIN_S = 180.0

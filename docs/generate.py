@@ -15,6 +15,9 @@ from typer.cli import get_docs_for_click
 from modelyard import errors
 from modelyard.cli.app import app
 from modelyard.gateway import limits
+from modelyard.gateway.overload import OVERLOAD
+from modelyard.observe.instruments import INSTRUMENTS
+from modelyard.observe.metrics import MAX_VALUES_PER_LABEL
 from modelyard.spec.deployment import json_schema
 
 FOLDER = Path(__file__).parent / "reference"
@@ -36,7 +39,8 @@ def schema() -> str:
 def bounds() -> str:
     """Every bound that the gateway puts on what reaches it."""
     lines = ["# Limits of the gateway", ""]
-    for kind, value in ((limits.WireLimits, limits.WIRE), (limits.FieldLimits, limits.FIELDS)):
+    for value in (limits.WIRE, limits.FIELDS, limits.DOOR, OVERLOAD):
+        kind = type(value)
         lines += [
             f"## {_title(kind.__name__)}",
             "",
@@ -45,7 +49,7 @@ def bounds() -> str:
             "| limit | value |",
             "|---|---|",
         ]
-        lines += [f"| `{field.name}` | {getattr(value, field.name):,} |" for field in fields(kind)]
+        lines += [f"| `{field.name}` | {_shown(getattr(value, field.name))} |" for field in fields(kind)]
         lines.append("")
     return HEAD + "\n".join(lines)
 
@@ -61,12 +65,44 @@ def exit_codes() -> str:
     return HEAD + "\n".join(lines) + "\n"
 
 
+def metrics() -> str:
+    """Every metric, under the name that Prometheus sees and the one that OpenTelemetry knows."""
+    lines = ["# Metrics", ""]
+    lines += [
+        "What `/metrics` of the admin API offers. Counters and histograms are computed from the journal, gauges from",
+        "what engines and replicas report now; what is not known is absent. Names and buckets of `gen_ai` follow",
+        "OpenTelemetry's semantic conventions for generative AI. No label holds a key, a prompt or an answer. Each has",
+        f"at most {MAX_VALUES_PER_LABEL} values; what comes after those is `other`, or `_OTHER` in `gen_ai` labels.",
+        "",
+    ]
+    for kind, title in (("counter", "Counters"), ("histogram", "Histograms"), ("gauge", "Gauges")):
+        lines += [f"## {title}", "", "| Prometheus | OpenTelemetry | unit | labels | what |", "|---|---|---|---|---|"]
+        for one in INSTRUMENTS:
+            if one.kind == kind:
+                name = one.family + ("_total" if kind == "counter" else "")
+                labels = " ".join(f"`{label}`" for label in one.labels) or "-"
+                lines.append(f"| `{name}` | `{one.name}` | `{one.unit}` | {labels} | {one.text} |")
+        lines.append("")
+    lines += ["## Buckets", "", "| histogram | upper bounds |", "|---|---|"]
+    lines += [
+        f"| `{one.family}` | {', '.join(f'{bound:g}' if bound < 1e6 else f'{bound:.0f}' for bound in one.buckets)} |"
+        for one in INSTRUMENTS
+        if one.buckets
+    ]
+    return HEAD + "\n".join(lines) + "\n"
+
+
 PAGES = {
     "cli.md": cli,
     "modelyard.schema.json": schema,
     "limits.md": bounds,
+    "metrics.md": metrics,
     "exit-codes.md": exit_codes,
 }
+
+
+def _shown(value: object) -> str:
+    return ", ".join(map(_shown, value)) if isinstance(value, tuple) else f"{value:,}"
 
 
 def _title(name: str) -> str:

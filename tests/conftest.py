@@ -38,7 +38,7 @@ async def _eventually(condition: Condition, *, within_s: float = 20.0, what: str
         await asyncio.sleep(0.01)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def eventually() -> Callable[..., Awaitable[object]]:
     """Wait for a condition (plain or async) to become true; the deadline only ends a hopeless wait."""
     return _eventually

@@ -106,6 +106,16 @@ class StateDirectory:
         return self.root / "spending.json"
 
     @property
+    def audit(self) -> Path:
+        """Who did what: appended by control."""
+        return self.root / "audit.ndjson"
+
+    @property
+    def debug(self) -> Path:
+        """Prompts and answers of open debug windows: written by the gateway, removed by control."""
+        return self.root / "debug"
+
+    @property
     def admin_key(self) -> Path:
         return self.root / "admin.key"
 

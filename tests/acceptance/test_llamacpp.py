@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import anthropic
 import openai
 import pytest
 
@@ -86,6 +87,38 @@ def done(before: EngineMetrics, after: EngineMetrics) -> float:
 def test_chat_answers_through_the_gateway(command: Command, serving: dict[str, Any]) -> None:
     answer = command("chat", "smollm2", "--json", "-m", "What is the capital of Japan?", check=True).value
     assert "Tokyo" in answer["answer"]
+
+
+async def test_other_dialects_are_spoken_over_it_and_count_as_it_counts(serving: dict[str, Any]) -> None:
+    """Anthropic's official client; llama.cpp behind our server has chats and a tokenizer."""
+    ask: Any = {"model": "smollm2", "messages": [{"role": "user", "content": "What is the capital of Japan?"}]}
+    greedy: Any = {"max_tokens": 20, "extra_body": {"temperature": 0}}
+    origin = serving["url"].removesuffix("/v1")
+    async with anthropic.AsyncAnthropic(base_url=origin, api_key=serving["key"], max_retries=0, timeout=120) as client:
+        whole = await client.messages.create(**ask, **greedy)
+        async with client.messages.stream(**ask, **greedy) as stream:
+            streamed = await stream.get_final_message()
+        counted = await client.messages.count_tokens(**ask)
+    assert "Tokyo" in whole.content[0].text
+    assert [block.text for block in streamed.content] == [block.text for block in whole.content]
+    assert streamed.usage.output_tokens == whole.usage.output_tokens > 0
+    assert whole.usage.input_tokens + whole.usage.cache_read_input_tokens == counted.input_tokens
+
+
+async def test_a_text_comes_back_from_its_tokens(serving: dict[str, Any]) -> None:
+    text, origin = "Héllo, wörld: 東京 <|im_start|>", serving["url"].removesuffix("/v1")
+    async with aiohttp.ClientSession(headers={"authorization": f"Bearer {serving['key']}"}) as session:
+
+        async def told(path: str, **fields: Any) -> tuple[int, dict[str, Any]]:
+            async with session.post(f"{origin}{path}", json={"model": "smollm2", **fields}) as reply:
+                return reply.status, await reply.json()
+
+        status, counted = await told("/tokenize", prompt=text, return_token_strs=True)
+        assert status == 200 and counted["count"] == len(counted["tokens"]) > 8
+        assert "<|im_start|>" in counted["token_strs"]
+        assert await told("/detokenize", tokens=counted["tokens"]) == (200, {"prompt": text})
+        assert (await told("/detokenize", tokens=[10_000_000]))[0] == 400
+        assert (await told("/v1/embeddings", input=text))[0] == 501
 
 
 async def test_a_client_that_leaves_in_the_middle_frees_the_engine(

@@ -207,6 +207,24 @@ def test_log_probabilities_of_a_chat_are_whole_and_streamed_alike(server: Runnin
     assert len(whole) == 4
 
 
+def test_an_answer_that_was_begun_is_gone_on_with(server: Running) -> None:
+    """What a gateway asks for when another replica died in the middle of this answer."""
+    question: dict[str, Any] = {"model": "smollm2", "messages": say("Tell me about the sea."), "temperature": 0}
+    stream = server.client.chat.completions.create(**question, max_tokens=40, stream=True)
+    pieces = [event.choices[0].delta.content for event in stream if event.choices and event.choices[0].delta.content]
+    whole = "".join(pieces)
+    begun = "".join(pieces[:17])
+    rest = server.client.chat.completions.create(
+        **{**question, "messages": [*say("Tell me about the sea."), {"role": "assistant", "content": begun}]},
+        max_tokens=40 - 17,
+        extra_body={"continue_final_message": True, "add_generation_prompt": False},
+    )
+    first = server.client.chat.completions.create(**question, max_tokens=1)
+    assert begun + (rest.choices[0].message.content or "") == whole
+    assert rest.usage is not None and first.usage is not None
+    assert rest.usage.prompt_tokens == first.usage.prompt_tokens + 17
+
+
 def test_seeds_decide_the_text(server: Running) -> None:
     def draw(**seed: int) -> str:
         wanted = {"model": "smollm2", "prompt": "Once upon a time", "max_tokens": 16, "temperature": 1.0}

@@ -143,6 +143,48 @@ def test_the_configured_temperature_holds_where_a_request_names_none(small: Runn
     assert told() == told(temperature=0) != told(temperature=1.5)
 
 
+def ask(server: Running, path: str, **fields: Any) -> tuple[int, dict[str, Any]]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection.request("POST", path, json.dumps({"model": "smollm2", **fields}))
+    reply = connection.getresponse()
+    status, value = reply.status, json.loads(reply.read())
+    connection.close()
+    return status, value
+
+
+def test_tokens_are_counted_as_answers_count_them(server: Running) -> None:
+    messages = say("What is the capital of Japan?")
+    answer = server.client.chat.completions.create(model="smollm2", messages=messages, max_tokens=1)
+    status, counted = ask(server, "/tokenize", messages=messages, return_token_strs=True)
+    assert status == 200 and answer.usage is not None
+    assert counted["count"] == len(counted["tokens"]) == len(counted["token_strs"]) == answer.usage.prompt_tokens
+    assert counted["max_model_len"] == 8192 and {" Japan", "<|im_start|>"} <= set(counted["token_strs"])
+    assert ask(server, "/tokenize", messages=messages, add_generation_prompt=False)[1]["count"] < counted["count"]
+
+
+def test_a_text_comes_back_from_its_tokens(server: Running) -> None:
+    text = "Héllo, wörld: 東京 <|im_start|>"
+    status, counted = ask(server, "/tokenize", prompt=text)
+    assert status == 200 and counted["count"] > 8
+    assert ask(server, "/detokenize", tokens=counted["tokens"]) == (200, {"prompt": text})
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("/detokenize", {"tokens": [10_000_000]}, "tokens"),
+        ("/tokenize", {"prompt": "a", "messages": say("b")}, "prompt"),
+        ("/tokenize", {"messages": [{"role": "nobody", "content": "a"}]}, "messages[0].role"),
+        ("/tokenize", {"prompt": "a " * 9000}, "prompt"),
+    ],
+)
+def test_what_cannot_be_counted_is_refused_by_name(
+    server: Running, path: str, fields: dict[str, Any], param: str
+) -> None:
+    status, refused = ask(server, path, **fields)
+    assert status == 400 and refused["error"]["param"] == param
+
+
 @pytest.mark.parametrize("country", CAPITALS)
 def test_a_known_answer_is_given(server: Running, country: str) -> None:
     answer = server.client.chat.completions.create(
@@ -171,6 +213,24 @@ def test_a_stream_says_exactly_what_the_whole_answer_says(server: Running, sampl
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
     assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
     assert not any(chunk.usage for chunk in chunks[:-1])
+
+
+def test_an_answer_that_was_begun_is_gone_on_with(server: Running) -> None:
+    """What a gateway asks for when another replica died in the middle of this answer."""
+    question: dict[str, Any] = {"model": "smollm2", "messages": say("Tell me about the sea."), "temperature": 0}
+    stream = server.client.chat.completions.create(**question, max_tokens=40, stream=True)
+    pieces = [event.choices[0].delta.content for event in stream if event.choices and event.choices[0].delta.content]
+    whole = "".join(pieces)
+    begun = "".join(pieces[:17])
+    rest = server.client.chat.completions.create(
+        **{**question, "messages": [*say("Tell me about the sea."), {"role": "assistant", "content": begun}]},
+        max_tokens=40 - 17,
+        extra_body={"continue_final_message": True, "add_generation_prompt": False},
+    )
+    first = server.client.chat.completions.create(**question, max_tokens=1)
+    assert begun + (rest.choices[0].message.content or "") == whole
+    assert rest.usage is not None and first.usage is not None
+    assert rest.usage.prompt_tokens == first.usage.prompt_tokens + 17
 
 
 def test_seeds_decide_the_text(server: Running) -> None:

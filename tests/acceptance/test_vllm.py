@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import anthropic
 import openai
 import pytest
 from jsonschema import validate
@@ -139,6 +140,33 @@ def test_a_repeated_prompt_is_found_in_the_cache_and_said(client: openai.OpenAI)
         usage = client.completions.create(model="smollm2", prompt=prompt, max_tokens=1).usage
     assert usage is not None and usage.prompt_tokens_details is not None
     assert (usage.prompt_tokens_details.cached_tokens or 0) > usage.prompt_tokens // 2
+
+
+async def test_it_is_asked_in_the_dialects_that_it_speaks_itself(serving: dict[str, Any]) -> None:
+    ask: Any = {"model": "smollm2", "messages": [{"role": "user", "content": "What is the capital of Japan?"}]}
+    greedy: Any = {"max_tokens": 20, "extra_body": {"temperature": 0}}
+    origin = serving["url"].removesuffix("/v1")
+    async with anthropic.AsyncAnthropic(base_url=origin, api_key=serving["key"], max_retries=0, timeout=120) as client:
+        whole = await client.messages.create(**ask, **greedy)
+        async with client.messages.stream(**ask, **greedy) as stream:
+            streamed = await stream.get_final_message()
+        counted = await client.messages.count_tokens(**ask)
+    assert "Tokyo" in whole.content[0].text
+    assert [block.text for block in streamed.content] == [block.text for block in whole.content]
+    usage = whole.usage  # vLLM counts what it has read from its cache, and written to it, beside the other tokens
+    cached = (usage.cache_read_input_tokens or 0) + (usage.cache_creation_input_tokens or 0)
+    assert usage.input_tokens + cached == counted.input_tokens
+    assert streamed.usage.output_tokens == whole.usage.output_tokens > 0
+    async with openai.AsyncOpenAI(
+        base_url=serving["url"], api_key=serving["key"], max_retries=0, timeout=120
+    ) as client:
+        question, few = ask["messages"][0]["content"], 20
+        response = await client.responses.create(model="smollm2", input=question, temperature=0, max_output_tokens=few)
+        async with client.responses.stream(
+            model="smollm2", input=question, temperature=0, max_output_tokens=few
+        ) as events:
+            streamed_response = await events.get_final_response()
+    assert "Tokyo" in response.output_text == streamed_response.output_text
 
 
 def test_a_json_schema_gives_valid_json(client: openai.OpenAI) -> None:

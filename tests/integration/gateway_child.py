@@ -19,7 +19,7 @@ import openai
 from modelyard.observe.journal import read_journal
 from modelyard.records.base import encode
 from modelyard.records.journal import RequestRecord
-from modelyard.records.keys import KeyCreated, KeyEvent, Scopes
+from modelyard.records.keys import KeyCreated, KeyEvent, Limits, Scopes
 from modelyard.records.secrets import key_record
 from modelyard.records.topology import Deployment, Policy, Replica, Topology
 from modelyard.state import StateDirectory, write_atomically
@@ -83,8 +83,8 @@ class Gateway:
         with self.state.keys.open("ab") as file:
             file.write(encode(event) + b"\n")
 
-    def add_key(self, secret: str, scopes: Scopes | None = None) -> None:
-        self.log_key(KeyCreated(key=key_record(secret, "more", time.time(), scopes=scopes)))
+    def add_key(self, secret: str, scopes: Scopes | None = None, limits: Limits | None = None) -> None:
+        self.log_key(KeyCreated(key=key_record(secret, "more", time.time(), scopes=scopes, limits=limits)))
 
     def kill(self) -> None:
         self.process.kill()
@@ -102,7 +102,7 @@ class Gateway:
     def records(self) -> list[RequestRecord]:
         """Those of inference requests, of every process that ran here."""
         found = read_journal(self.state.journal).records
-        return [record for record in found if record.endpoint.endswith("completions")]
+        return [record for record in found if not record.endpoint.startswith(("/v1/models", "/health", "/ready"))]
 
     def rss_bytes(self) -> int:
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]

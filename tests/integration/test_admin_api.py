@@ -14,12 +14,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from modelyard.clock import SYSTEM
 from modelyard.control.api import make_app
+from modelyard.control.audit_log import AuditLog
+from modelyard.control.debugging import DebugWindows
 from modelyard.control.fleet import Fleet
 from modelyard.control.key_log import KeyWriter
 from modelyard.control.measurements import Measurements
 from modelyard.control.publisher import Publisher
 from modelyard.control.replica_loop import Surroundings
 from modelyard.hardware.machine import probe
+from modelyard.observe.audit import entries, verify_chain
 from modelyard.state import StateDirectory
 from yards import RunningYard, fake_wanted, running_yard
 
@@ -31,7 +34,10 @@ async def routes_of(state: StateDirectory) -> list[tuple[str, str]]:
     around = Surroundings(state, probe(), SYSTEM, Publisher(state), rendezvous="", lease_s=5.0)
     async with asyncio.TaskGroup() as tasks:
         fleet = Fleet(around, tasks)
-        app = make_app(state, "key", fleet, KeyWriter(state, SYSTEM), Measurements(state, fleet, SYSTEM))
+        audit = AuditLog(state, SYSTEM)
+        windows = DebugWindows(state, around.publisher, audit, SYSTEM)
+        seen = Measurements(state, fleet, SYSTEM)
+        app = make_app(state, "key", fleet, KeyWriter(state, SYSTEM), seen, audit, windows)
     return sorted((method, path) for method, path in _routes(app.routes))
 
 
@@ -118,7 +124,7 @@ async def test_keys_open_and_close_the_gateway(state: StateDirectory, eventually
         _, child = await yard.admin("POST", "/keys", body)
         yard.key = child["key"]
         assert (await yard.ask())[0] == 200, "a key that was shown works at once"
-        assert (await yard.ask(model="other"))[0] == 403
+        assert (await yard.ask(model="other"))[0] == 404
         status, answer = await yard.admin("POST", "/keys", {"name": "more", "parent": child["id"]})
         assert status == 404 and "a key never reaches further than its parent" in answer["error"]["message"]
         assert (await yard.admin("DELETE", f"/keys/{parent['id']}"))[0] == 200
@@ -131,6 +137,31 @@ async def test_keys_open_and_close_the_gateway(state: StateDirectory, eventually
         assert [one["name"] for one in keys] == ["team", "member"]
         assert keys[0]["revoked_at"] is not None
         assert parent["key"] not in str(keys) and "sha256" not in str(keys)
+
+
+async def test_whatever_is_changed_stands_in_the_audit_log_with_who_did_it(state: StateDirectory) -> None:
+    async with running_yard(state, fake_wanted()) as yard:
+        await yard.open()
+        _, made = await yard.admin("POST", "/keys", {"name": "team"})
+        await yard.admin("DELETE", f"/keys/{made['id']}")
+        await yard.admin("DELETE", "/keys/nope")
+        await yard.admin("POST", "/deployments/small/reload")
+        await yard.admin("GET", "/deployments")
+        await call(yard, "DELETE", "/deployments/small", authorization="Bearer wrong")
+        key = state.admin_key.read_text().strip()
+        await call(yard, "DELETE", "/deployments/no", authorization=f"Bearer {key}", **{"x-modelyard-user": "eve\t"})
+        noted = entries(state.audit)
+        assert [(one.action, one.subject, one.details["status"]) for one in noted] == [
+            ("keys.create", made["id"], "200"),
+            ("keys.remove", made["id"], "200"),
+            ("keys.remove", "nope", "404"),
+            ("deployments.reload", "small", "200"),
+            ("deployments.remove", "no", "404"),
+        ]
+        assert noted[0].details["name"] == "team" and len(noted[3].details["wanted_sha256"]) == 64
+        assert {one.by for one in noted} == {"admin"}
+        assert verify_chain(state.audit).broken_at is None
+        assert made["key"] not in state.audit.read_text()
 
 
 async def test_metrics_are_what_the_journal_holds_also_after_control_died(
@@ -178,3 +209,30 @@ async def requests_of(yard: RunningYard) -> dict[tuple[str, str], float]:
             at = (sample.labels["outcome"], sample.labels["code"])
             found[at] = found.get(at, 0.0) + sample.value
     return found
+
+
+async def test_a_debug_window_is_opened_for_a_reason_seen_and_closed(
+    state: StateDirectory, eventually: Eventually
+) -> None:
+    async with running_yard(state, fake_wanted()) as yard:
+        await yard.make_key()
+        await yard.open()
+        assert (await yard.ask())[0] == 200
+        assert not state.debug.exists()
+        for body in ({"for_s": 60}, {"for_s": 60, "reason": ""}, {"for_s": 1e9, "reason": "why"}):
+            assert (await yard.admin("POST", "/deployments/small/debug", body))[0] == 400
+        _, window = await yard.admin("POST", "/deployments/small/debug", {"for_s": 60, "reason": "garbled answers"})
+        _, view = await yard.admin("GET", "/deployments/small")
+        assert view["debug_until"] == window["until"]
+
+        async def is_heard() -> bool:
+            await yard.ask()
+            return state.debug.exists()
+
+        await eventually(is_heard, what="the gateway writes what is said")
+        assert (await yard.admin("DELETE", "/deployments/small/debug"))[0] == 200
+        assert (await yard.admin("GET", "/deployments/small"))[1].get("debug_until", 0.0) == 0.0
+        debug = [one for one in entries(state.audit) if one.action.startswith("debug.")]
+        assert [one.action for one in debug] == ["debug.open", "debug.close"]
+        assert debug[0].details["reason"] == "garbled answers"
+        assert [one.action for one in entries(state.audit)].count("deployments.debug") == 3, "those that were refused"

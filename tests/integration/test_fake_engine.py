@@ -23,6 +23,8 @@ Eventually = Callable[..., Awaitable[object]]
 CHAT = "/v1/chat/completions"
 COMPLETION = "/v1/completions"
 
+USER = {"role": "user", "content": "count the words"}
+
 
 def a_chat(text: str = "Hello", **fields: object) -> dict[str, object]:
     return {"model": "fake", "messages": [{"role": "user", "content": text}], **fields}
@@ -194,9 +196,38 @@ async def test_a_request_that_cannot_be_served_is_refused_in_the_shape_of_openai
     assert error["message"]
 
 
+async def test_thoughts_are_told_apart_from_the_answer():
+    async with FakeEngine(tokens=4, thoughts=2) as engine:
+        reply = await engine.request("POST", "/v1/chat/completions", {"model": "fake", "messages": [USER]})
+    message = reply["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("w0 w1", " w2 w3")
+
+
+async def test_a_tool_is_called_until_its_result_is_there():
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    ask = {"model": "fake", "messages": [USER], "tools": tools}
+    async with FakeEngine(call_tools=True) as engine:
+        called = (await engine.request("POST", "/v1/chat/completions", ask))["choices"][0]
+        ask["messages"] = [USER, {"role": "tool", "tool_call_id": "x", "content": "1"}]
+        answered = (await engine.request("POST", "/v1/chat/completions", ask))["choices"][0]
+    assert called["finish_reason"] == "tool_calls"
+    assert called["message"]["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"a": 0}'}
+    assert answered["finish_reason"] == "stop" and answered["message"]["content"]
+
+
+async def test_tokens_are_counted_as_answers_count_them():
+    async with FakeEngine() as engine:
+        counted = await engine.request("POST", "/tokenize", {"model": "fake", "messages": [USER]})
+        answer = await engine.request("POST", "/v1/chat/completions", {"model": "fake", "messages": [USER]})
+        back = await engine.request("POST", "/detokenize", {"model": "fake", "tokens": counted["tokens"]})
+    assert counted["count"] == answer["usage"]["prompt_tokens"]
+    assert back == {"prompt": USER["content"]}
+
+
 async def test_an_unknown_path_and_a_wrong_method_are_refused():
     async with FakeEngine() as engine:
-        assert await status_of(engine, "/v1/embeddings") == 404
+        assert await status_of(engine, "/v1/audio") == 404
         assert await status_of(engine, CHAT) == 405
 
 

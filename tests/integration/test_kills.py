@@ -4,7 +4,6 @@ Bounds in seconds are the benchmark's to hold; here they are many times as long.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import socket
@@ -20,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import kills_processes
 from benchmarks.kills import Scene, play
-from benchmarks.kills_client import Answer, Question, Verdict, counts_of, judge
+from benchmarks.kills_client import Answer, counts_of
 from benchmarks.kills_journal import check
 from benchmarks.kills_rows import Bounds
 from benchmarks.kills_yard import fake_yard
@@ -31,11 +30,8 @@ from modelyard.node.lease import Lease
 from modelyard.node.shim_wire import ShimSpec
 from modelyard.records.base import encode
 from modelyard.records.journal import Outcome, RequestRecord
+from modelyard.selftest.asking import Verdict
 from modelyard.state import StateDirectory
-
-STREAMED = Question(b"", stream=True, expected="w0 w1")
-PLAIN = Question(b"", stream=False, expected="w0 w1")
-ERROR = {"error": {"message": "the engine ended this answer before it was complete"}}
 
 
 @pytest.fixture
@@ -99,51 +95,7 @@ def test_a_shim_without_a_lease_removes_the_socket_of_a_dead_yard_only(
     assert [path.name for path in state.sockets.iterdir()] == (["shims.sock"] if is_started_again else [])
 
 
-# What the campaign itself must notice.
-
-
-def stream(*values: object, done: bool) -> bytes:
-    events = [f"data: {json.dumps(value)}\n\n" for value in values]
-    return "".join([*events, "data: [DONE]\n\n" if done else ""]).encode()
-
-
-def piece(text: str, finish_reason: str | None = None) -> dict[str, object]:
-    return {"choices": [{"delta": {"content": text}, "finish_reason": finish_reason}]}
-
-
-@pytest.mark.parametrize(
-    ("body", "verdict"),
-    [
-        (stream(piece("w0"), piece(" w1"), piece("", "length"), done=True), "whole"),
-        (stream(piece("w0"), ERROR, done=False), "cut"),
-        (stream(piece("w0"), ERROR, done=True), "wrong"),
-        (stream(piece("w0"), piece("", "stop"), ERROR, done=False), "wrong"),
-        (stream(piece("w0"), piece("", "stop"), done=True), "wrong"),
-        (stream(piece("w0"), done=True), "wrong"),
-        (stream(piece("w0"), done=False), "wrong"),
-        (b'data: {"choices": [{"del', "wrong"),
-        (b"", "wrong"),
-    ],
-)
-def test_a_stream_is_whole_or_ends_in_one_error_event(body: bytes, verdict: Verdict) -> None:
-    assert judge(STREAMED, 200, {}, body)[0] == verdict
-
-
-@pytest.mark.parametrize(
-    ("status", "headers", "body", "verdict"),
-    [
-        (200, {}, {"choices": [{"message": {"content": "w0 w1"}, "finish_reason": "stop"}]}, "whole"),
-        (200, {}, {"choices": [{"message": {"content": "w0"}, "finish_reason": "stop"}]}, "wrong"),
-        (200, {}, ERROR, "wrong"),
-        (503, {"retry-after": "2"}, ERROR, "unavailable"),
-        (503, {}, ERROR, "wrong"),
-        (502, {"retry-after": "2"}, ERROR, "wrong"),
-    ],
-)
-def test_a_plain_answer_is_whole_or_says_when_to_come_again(
-    status: int, headers: dict[str, str], body: object, verdict: Verdict
-) -> None:
-    assert judge(PLAIN, status, headers, json.dumps(body).encode())[0] == verdict
+# What the campaign itself must notice; of streams see tests/unit/test_selftest.py.
 
 
 def journal_of(folder: Path, *outcomes: tuple[str, Outcome]) -> Path:

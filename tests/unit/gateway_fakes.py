@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from modelyard.gateway.client import ClientConnection
 from modelyard.gateway.journal import JournalWriter
 from modelyard.gateway.keyring import Keyring
@@ -106,8 +108,11 @@ class World:
         self.add_key(SECRET)
         self.apply(self.shape)
 
-    def add_key(self, secret: str, *, expires_at: float | None = None, scopes: Scopes | None = None) -> str:
+    def add_key(
+        self, secret: str, *, expires_at: float | None = None, scopes: Scopes | None = None, priority: int = 0
+    ) -> str:
         record = key_record(secret, "test", time.time(), expires_at, None, scopes)
+        record = msgspec.structs.replace(record, priority=priority)
         self.worker.keyring.apply(KeyCreated(key=record))
         return record.id
 

@@ -41,6 +41,11 @@ def test_the_usual_request_expects_nothing() -> None:
     assert expects(tools=[]) is None
 
 
+@pytest.mark.parametrize("name", [{"a": 1}, ["f"], 7, None, ""])
+def test_a_tool_whose_name_is_no_text_can_be_called_by_no_answer(name: object) -> None:
+    assert expects(tools=[{"type": "function", "function": {"name": name}}]) is None
+
+
 @pytest.mark.parametrize(
     ("expected", "said", "finish", "verdict"),
     [

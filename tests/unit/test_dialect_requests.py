@@ -132,6 +132,30 @@ def test_an_engine_that_speaks_messages_gets_the_checked_fields_and_nothing_else
     }
 
 
+def test_prompts_of_different_keys_are_kept_apart_at_an_engine_that_speaks_the_dialect_too() -> None:
+    native: Any = {"endpoints": (*CHAT, "/v1/messages", "/v1/responses"), "cache_salt": True}
+    salts = set[str]()
+    for endpoint, body in (("/v1/messages", message()), ("/v1/responses", {"model": "m", "input": "hi"})):
+        for key in ("a", "b"):
+            asked = READERS[endpoint](json.dumps(body).encode(), "req_1")
+            asked.parsed.key_id = key
+            sending = spoken(asked, deployment(**native))
+            assert sending.endpoint == endpoint
+            salts.add(json.loads(sending.body)["cache_salt"])
+    assert len(salts) == 2
+    assert "cache_salt" not in sent("/v1/messages", message(cache_salt="mine"), endpoints=native["endpoints"])
+
+
+def test_what_an_engine_must_not_have_is_kept_from_it_in_every_dialect() -> None:
+    native: Any = {"endpoints": (*CHAT, "/v1/messages")}
+    left_out = send("/v1/messages", message(top_k=3), **native, policy=Policy(stripped_fields=("top_k",)))
+    assert left_out.endpoint == CHAT[0] and "top_k" not in json.loads(left_out.body)
+    lowered = send("/v1/messages", message(max_tokens=99), **native, context_tokens=50)
+    assert json.loads(lowered.body)["max_tokens"] == 49
+    found = refusal("/v1/messages", message(stop_sequences=["x"]), **native, policy=Policy(refused_fields=("stop",)))
+    assert found.param == "stop_sequences"
+
+
 @pytest.mark.parametrize(
     ("body", "param", "words"),
     [

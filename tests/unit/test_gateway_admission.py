@@ -28,8 +28,8 @@ class Asker:
         self.seats, self.decision = seats, decision
         self.log.append((self.name, seats.replica.name))
 
-    def not_seated(self, reason: str) -> None:
-        self.log.append((self.name, reason))
+    def not_seated(self, refusal: Refusal) -> None:
+        self.log.append((self.name, refusal.message))
 
 
 def replica(name: str, cap: int = 2, **changes: Any) -> Replica:
@@ -62,7 +62,7 @@ def test_each_replica_takes_its_cap_and_the_rest_waits_in_order() -> None:
     assert crowd.log == [(1, "a"), (2, "b"), (3, "a")]
     for first in askers[:3]:
         assert first.seats is not None
-        admission.leave(first.seats, WITHDRAWN)
+        admission.leave(first.seats, WITHDRAWN, Asking())
     assert crowd.log[3:] == [(4, "a"), (5, "b"), (6, "a")]
 
 
@@ -73,7 +73,7 @@ def test_a_newcomer_does_not_overtake_those_who_wait() -> None:
     crowd.enter()
     crowd.enter()
     assert first.seats is not None
-    admission.leave(first.seats, WITHDRAWN)
+    admission.leave(first.seats, WITHDRAWN, Asking())
     assert [name for name, _ in crowd.log] == [1, 2]
 
 
@@ -97,7 +97,7 @@ def test_who_leaves_the_queue_frees_the_place() -> None:
     assert len(admission.queue) == 3
     assert first.seats is not None
     for _ in range(3):
-        admission.leave(first.seats, WITHDRAWN)
+        admission.leave(first.seats, WITHDRAWN, Asking())
     assert [name for name, _ in crowd.log] == [1, 2, 4, 5]
 
 
@@ -110,7 +110,7 @@ def test_a_wait_has_an_end() -> None:
     admission.expire(5.9)
     assert len(crowd.log) == 1
     admission.expire(6.0)
-    assert crowd.log[1:] == [(2, "waited 5 s for a free replica")]
+    assert crowd.log[1:] == [(2, "'m': waited 5 s for a free replica")]
 
 
 def test_a_closed_route_says_why_and_turns_the_queue_away() -> None:
@@ -119,7 +119,7 @@ def test_a_closed_route_says_why_and_turns_the_queue_away() -> None:
     crowd.enter()
     crowd.enter()
     admission.update(deployment(open=False, reason="verification is red", retry_after_s=9))
-    assert crowd.log[1:] == [(2, "verification is red")]
+    assert crowd.log[1:] == [(2, "'m' is not ready: verification is red")]
     with pytest.raises(Refusal, match="verification is red") as refused:
         crowd.enter()
     assert refused.value.retry_after_s == 9
@@ -143,7 +143,7 @@ def test_a_new_launch_starts_with_free_seats_and_takes_the_queue() -> None:
     assert gone == [before]
     assert crowd.log == [(1, "a"), (2, "a")]
     assert old.seats is not None
-    admission.leave(old.seats, WITHDRAWN)  # the seat at the launch that is gone
+    admission.leave(old.seats, WITHDRAWN, Asking())  # the seat at the launch that is gone
     assert admission.seats["a"].in_flight == 1
 
 
@@ -202,7 +202,7 @@ def test_what_takes_no_connection_gets_nothing_new_until_the_next_look() -> None
     refusing = asker.seats
     refusing.refusing = True
     assert admission.has_other(frozenset()), "there is another one"
-    admission.leave(refusing, WITHDRAWN)
+    admission.leave(refusing, WITHDRAWN, Asking())
     others = [crowd.enter()[0] for _ in range(3)]
     assert all(one.seats is not None and one.seats is not refusing for one in others)
     assert all(one.decision is not None and replay(one.decision) for one in others)
@@ -228,7 +228,7 @@ def test_the_queue_goes_on_once_a_replica_may_be_tried_again() -> None:
     waiting, ticket = crowd.enter()
     assert ticket is not None and first.seats is not None
     first.seats.refusing = True
-    admission.leave(first.seats, WITHDRAWN)
+    admission.leave(first.seats, WITHDRAWN, Asking())
     assert waiting.seats is None and len(admission.queue) == 1, "the other one is full"
     admission.expire(0.0)
     assert waiting.seats is first.seats

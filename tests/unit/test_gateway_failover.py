@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from gateway_fakes import (
     DONE,
@@ -374,4 +374,5 @@ def test_exclusion_is_a_value(tmp_path: Path) -> None:
     assert exchange is not None
     before = exchange.asking
     two.dies(0)
-    assert before.excluded == frozenset() and exchange.asking == replace(before, excluded=frozenset({"r0"}))
+    assert before.excluded == frozenset()
+    assert exchange.asking == msgspec.structs.replace(before, excluded=frozenset({"r0"}))

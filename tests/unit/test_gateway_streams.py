@@ -26,6 +26,8 @@ from hypothesis import strategies as st
 from modelyard.gateway.lanes import BrokenStream, usage_of
 
 EVENTS = [event(f"word{index}") for index in range(6)]
+# It says things that hold for an announcement and not for the answer.
+EARLY_HEAD = b"HTTP/1.1 103 Early Hints\r\ncontent-type: text/html\r\nretry-after: 9\r\n\r\n"
 
 
 def relay(world: World, reads: list[bytes], *, ask_usage: bool = False, version: str = "1.1") -> bytes:
@@ -66,6 +68,7 @@ pieces = st.lists(
     chunk_cuts=st.lists(st.integers(0, 10_000), max_size=6),
     read_cuts=st.lists(st.integers(0, 10_000), max_size=12),
     each_event_a_chunk=st.booleans(),
+    early_heads=st.integers(0, 8),
 )
 def test_any_split_into_chunks_and_reads_gives_the_client_the_same_events(
     events: list[bytes],
@@ -75,6 +78,7 @@ def test_any_split_into_chunks_and_reads_gives_the_client_the_same_events(
     chunk_cuts: list[int],
     read_cuts: list[int],
     each_event_a_chunk: bool,
+    early_heads: int,
 ) -> None:
     said = [*events, *([USAGE_EVENT] if with_usage else []), DONE]
     wanted = b"".join(one for one in said if ask_usage or one != USAGE_EVENT)
@@ -82,7 +86,7 @@ def test_any_split_into_chunks_and_reads_gives_the_client_the_same_events(
     if crlf:
         said, body = [one.replace(b"\n", b"\r\n") for one in said], body.replace(b"\n", b"\r\n")
     in_chunks = said if each_event_a_chunk else cut(body, chunk_cuts)
-    bytes_of_engine = STREAM_HEAD + chunked(*in_chunks) + LAST_CHUNK
+    bytes_of_engine = EARLY_HEAD * early_heads + STREAM_HEAD + chunked(*in_chunks) + LAST_CHUNK
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder))
         received = relay(world, cut(bytes_of_engine, read_cuts), ask_usage=ask_usage)
@@ -101,7 +105,7 @@ def test_any_split_into_chunks_and_reads_gives_the_client_the_same_events(
     end=st.integers(0, 10_000),
     version=st.sampled_from(["1.0", "1.1"]),
 )
-def test_a_stream_cut_anywhere_is_never_reported_as_complete(
+def test_a_stream_cut_anywhere_is_complete_only_where_the_engine_had_said_all_of_it(
     events: list[bytes], read_cuts: list[int], end: int, version: str
 ) -> None:
     whole = STREAM_HEAD + chunked(*events, DONE) + LAST_CHUNK
@@ -116,6 +120,13 @@ def test_a_stream_cut_anywhere_is_never_reported_as_complete(
         to_engine.lose()
         received = to_client.take()
         [record] = world.records()
+    if DONE in kept:
+        # Nothing but framing is missing, and the client has the [DONE] already.
+        assert record.outcome == "complete"
+        body = received.partition(b"\r\n\r\n")[2] if version == "1.0" else split_responses(received)[0][2]
+        assert body == b"".join([*events, DONE])
+        assert to_engine.aborted or to_engine.closed
+        return
     assert to_client.closed or b"HTTP/1.1 503" in received
     assert record.outcome in ("truncated", "upstream_failed")
     if record.outcome == "truncated":
@@ -147,6 +158,30 @@ def test_a_stream_without_the_end_marker_is_not_complete(tmp_path: Path) -> None
     assert b"[DONE]" not in body
     assert b'"code":"truncated"' in body
     assert [record.outcome for record in world.records()] == ["truncated"]
+
+
+@pytest.mark.parametrize("half", [event("word")[:-9] + b"\n\n", b'data:{"choices":[{"delta":{"content":"wo\n\n'])
+@pytest.mark.parametrize("in_one_read", [True, False])
+def test_an_event_that_ends_in_the_middle_never_reaches_the_client(
+    tmp_path: Path, half: bytes, in_one_read: bool
+) -> None:
+    world = World(tmp_path)
+    reads = [STREAM_HEAD, chunked(event("a")), chunked(half), chunked(event("b")), chunked(DONE) + LAST_CHUNK]
+    received = relay(world, [b"".join(reads)] if in_one_read else reads)
+    assert half not in received and b"[DONE]" not in received
+    assert [record.outcome for record in world.records()] == ["upstream_failed" if in_one_read else "truncated"]
+
+
+def test_a_plain_answer_after_early_heads_is_the_answer(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    for number in range(3):
+        client, to_client = world.client()
+        engine, _ = world.engine()
+        client.data_received(post(chat()))
+        engine.data_received(EARLY_HEAD * number + answer())
+        [(status, headers, body)] = split_responses(to_client.take())
+        assert (status, headers["content-type"]) == (200, "application/json")
+        assert body == answer().partition(b"\r\n\r\n")[2]
 
 
 ERROR_EVENT = b'data: {"error":{"message":"EngineCore encountered an issue","type":"InternalServerError"}}\n\n'
@@ -245,7 +280,9 @@ def test_an_engines_connection_that_was_held_back_reads_again_for_the_next(tmp_p
 @pytest.mark.parametrize(
     "response",
     [
-        b"HTTP/1.1 103 Early Hints\r\n\r\n",
+        EARLY_HEAD * 9,
+        EARLY_HEAD * 9 + answer(),
+        b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n",
         b"not http at all\r\n\r\n",
         answer() + answer(),
         answer() + b"garbage",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from modelyard.gateway.keyring import KeyLog, Keyring
-from modelyard.gateway.refusals import Refusal
+from modelyard.gateway.refusals import Refusal, unknown_model
 from modelyard.records.base import UnreadableRecord, decode, encode
 from modelyard.records.keys import KeyCreated, KeyEvent, KeyRecord, KeyRevoked, Scopes
 from modelyard.records.secrets import NewKey, key_record, matches, new_key, public_id
@@ -107,8 +107,16 @@ def test_a_key_never_reaches_farther_than_those_above_it() -> None:
     assert reached == {"n"}
     assert not keyring.reaches(low.record, "n", "/v1/completions")
     with pytest.raises(Refusal) as refusal:
-        keyring.authorize(low.record, "m", CHAT)
+        keyring.authorize(low.record, "n", "/v1/completions")
     assert (refusal.value.status, refusal.value.code) == (403, "key_scope")
+
+
+def test_a_deployment_out_of_reach_looks_like_one_that_does_not_exist() -> None:
+    key = new_key("narrow", NOW, scopes=Scopes(deployments=("m",)))
+    with pytest.raises(Refusal) as refusal:
+        ring(key).authorize(key.record, "another", CHAT)
+    absent = unknown_model("another")
+    assert (refusal.value.status, refusal.value.body()) == (absent.status, absent.body())
 
 
 def test_what_a_key_reaches_is_forgotten_when_keys_change() -> None:

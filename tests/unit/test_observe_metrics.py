@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from modelyard.engines.contract import EngineMetrics
+from modelyard.observe.instruments import BY_FAMILY, INSTRUMENTS, SERVER_DURATION, TOKEN_USAGE
 from modelyard.observe.journal import BEGINNING, read_journal
 from modelyard.observe.metrics import Metrics
 from modelyard.records.base import encode
-from modelyard.records.journal import Outcome, RequestRecord
+from modelyard.records.journal import Attempt, Outcome, RequestRecord
 
 OUTCOMES: tuple[Outcome, ...] = ("complete", "refused", "client_gone", "truncated")
 
@@ -61,8 +62,6 @@ def test_a_finished_request_is_counted_timed_and_metered() -> None:
     metrics.count([record()])
     who = {"deployment": "small", "replica": "small-0", "code": "200", "outcome": "complete"}
     assert value(metrics, "modelyard_requests_total", **who) == 1
-    assert value(metrics, "modelyard_request_duration_seconds_sum", deployment="small") == 2.0
-    assert value(metrics, "modelyard_request_first_byte_seconds_sum", deployment="small") == 0.5
     assert value(metrics, "modelyard_request_queue_seconds_sum", deployment="small") == 0.25
     for kind, tokens in (("prompt", 10), ("cached_prompt", 4), ("completion", 7)):
         name = f"modelyard_{kind}_tokens_total"
@@ -75,8 +74,74 @@ def test_what_a_request_never_reached_is_not_timed_as_zero() -> None:
         [record(status=401, outcome="refused", first_byte_s=0.0, queued_s=0.0, attempts=0, usage_source="none")]
     )
     names = {name for name, _ in samples(metrics)}
-    assert "modelyard_request_duration_seconds_count" in names
-    assert not any("first_byte" in name or "queue" in name or "tokens" in name for name in names)
+    assert "gen_ai_server_request_duration_seconds_count" in names
+    assert not any("first_token" in name or "queue" in name or "token" in name for name in names)
+    assert "gen_ai_client_operation_duration_seconds_count" not in names
+
+
+OPERATION = {
+    "gen_ai_operation_name": "chat",
+    "gen_ai_provider_name": "modelyard",
+    "gen_ai_request_model": "small",
+}
+
+
+def test_a_stream_is_measured_as_the_conventions_for_generative_ai_say() -> None:
+    metrics = Metrics()
+    metrics.count([record(stream=True)])
+    seen = samples(metrics)
+
+    def of(name: str, **labels: str) -> float | None:
+        return seen.get((name, tuple(sorted((OPERATION | labels).items()))))
+
+    assert of("gen_ai_server_request_duration_seconds_sum", error_type="") == 2.0
+    assert of("gen_ai_client_operation_duration_seconds_sum", error_type="") == 1.75
+    assert of("gen_ai_server_time_to_first_token_seconds_sum") == 0.5
+    assert of("gen_ai_server_time_per_output_token_seconds_sum") == 0.25
+    assert of("gen_ai_client_token_usage_sum", gen_ai_token_type="input") == 10
+    assert of("gen_ai_client_token_usage_bucket", gen_ai_token_type="output", le="4.0") == 0
+    assert of("gen_ai_client_token_usage_bucket", gen_ai_token_type="output", le="16.0") == 1
+
+
+def test_of_a_plain_answer_nobody_claims_to_know_the_first_token() -> None:
+    metrics = Metrics()
+    metrics.count([record()])
+    assert not any("first_token" in name or "output_token" in name for name, _ in samples(metrics))
+
+
+def test_a_failure_bears_the_code_that_the_client_was_told_never_a_text() -> None:
+    metrics = Metrics()
+    metrics.count([record(1, status=503, outcome="upstream_failed", error="engine_unavailable")])
+    metrics.count([record(2, outcome="truncated", error="the engine closed the connection")])
+    for kind in ("engine_unavailable", "truncated"):
+        assert value(metrics, "gen_ai_server_request_duration_seconds_count", **OPERATION, error_type=kind) == 1
+
+
+def test_a_listing_is_no_operation_of_a_model() -> None:
+    metrics = Metrics()
+    metrics.count([record(endpoint="/v1/models", deployment="", attempts=0, usage_source="none")])
+    assert not any(name.startswith("gen_ai_") for name, _ in samples(metrics))
+
+
+def test_refusals_retries_resumptions_and_money_are_counted() -> None:
+    metrics = Metrics()
+    tried = Attempt(replica="small-1", launch="l", began_s=0.1, ended_s=0.2, kind="failed", cause="it closed")
+    metrics.count([record(1, status=429, outcome="refused", error="rate_limited", attempts=0)])
+    metrics.count([record(2, tried=(tried, tried), resumed=1, cost_pico=1), record(3, cost_pico=2 * 10**12)])
+    assert value(metrics, "modelyard_refusals_total", deployment="small", reason="rate_limited") == 1
+    assert value(metrics, "modelyard_retries_total", deployment="small", replica="small-1", kind="failed") == 2
+    assert value(metrics, "modelyard_resumptions_total", deployment="small") == 1
+    assert value(metrics, "modelyard_cost_total", deployment="small") == 2.000000000001
+
+
+def test_every_instrument_is_offered_under_the_name_that_its_own_follows_from() -> None:
+    assert SERVER_DURATION.family == "gen_ai_server_request_duration_seconds"
+    assert TOKEN_USAGE.family == "gen_ai_client_token_usage"
+    assert len(BY_FAMILY) == len(INSTRUMENTS)
+    metrics = Metrics()
+    metrics.set_replica("small", "small-0", "ready", EngineMetrics())
+    registered = {family.name for family in metrics.registry.collect()}
+    assert registered == set(BY_FAMILY)
 
 
 def test_estimated_tokens_are_kept_apart_from_the_engines_own() -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from modelyard.errors import UsageError
+from modelyard.cli.selftest import selftest
+from modelyard.errors import ModelyardError, UsageError
 from modelyard.selftest import registry, result
 from modelyard.selftest.asking import judge
 from modelyard.selftest.bench import Bench
+from modelyard.selftest.connection import Response
 from modelyard.selftest.document import document
+from modelyard.selftest.endings import judged
 from modelyard.selftest.outcome import Figure, Outcome, Tally, quantile
 from modelyard.selftest.result import Result, latest, save, source_sha256
 from modelyard.selftest.row import CannotRun, Row
@@ -236,3 +241,75 @@ DONE = event("[DONE]")
 )
 def test_a_stream_is_whole_or_ends_in_one_error_event(body: bytes, verdict: str) -> None:
     assert judge(200, {}, body, True, "w0")[0] == verdict
+
+
+def test_a_red_row_ends_the_command_with_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MODELYARD_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr(registry, "ROWS", (row(wrong_once), row(sound, key="8")))
+    with pytest.raises(ModelyardError, match="red: 7") as raised:
+        selftest(rows="", short=True, resume=False, seed=3, write=tmp_path / "page.md", show=False, json=False)
+    assert raised.value.exit_code == 1 and "--rows 7 --seed 3" in raised.value.hint
+    assert "| 8 | a \\| name | 2 kills, short form | green |" in (tmp_path / "page.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "verdict"),
+    [
+        (200, {}, {"choices": [{"message": {"content": "w0 w1"}, "finish_reason": "stop"}]}, "whole"),
+        (200, {}, {"choices": [{"message": {"content": "w0"}, "finish_reason": "stop"}]}, "wrong"),
+        (200, {}, {"error": {}}, "wrong"),
+        (503, {"retry-after": "2"}, {"error": {}}, "unavailable"),
+        (503, {}, {"error": {}}, "wrong"),
+        (502, {"retry-after": "2"}, {"error": {}}, "wrong"),
+    ],
+)
+def test_a_plain_answer_is_whole_or_says_when_to_come_again(
+    status: int, headers: dict[str, str], body: object, verdict: str
+) -> None:
+    assert judge(status, headers, json.dumps(body).encode(), False, "w0 w1")[0] == verdict
+
+
+OPENAI = {"error": {"message": "it ended", "type": "server_error", "param": None, "code": "truncated"}}
+CUT = event(json.dumps(OPENAI))
+
+
+@pytest.mark.parametrize(
+    ("body", "ending"),
+    [
+        (PIECE + STOP + DONE, "whole"),
+        (PIECE + CUT, "cut"),
+        (CUT, "cut"),
+        (PIECE + ERROR, "wrong"),
+        (PIECE + CUT + DONE, "wrong"),
+        (PIECE + STOP + DONE + CUT, "wrong"),
+        (PIECE + STOP + CUT, "wrong"),
+        (PIECE + PIECE + STOP + DONE, "wrong"),
+        (PIECE + PIECE + CUT, "wrong"),
+        (PIECE + event('{"choices": [{') + STOP + DONE, "wrong"),
+        (PIECE, "wrong"),
+        (b"", "wrong"),
+    ],
+)
+def test_an_ending_is_one_of_three_or_wrong(body: bytes, ending: str) -> None:
+    assert judged(Response(200, {}, body, 0.0, 0.0, 0.0), "w0", stream=True).ending == ending
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "ending"),
+    [
+        (502, {}, OPENAI, "refused"),
+        (503, {"retry-after": "1"}, OPENAI, "refused"),
+        (503, {}, OPENAI, "wrong"),
+        (502, {"content-type": "text/html"}, OPENAI, "wrong"),
+        (502, {}, {"error": "it ended"}, "wrong"),
+        (502, {}, {"error": {"message": "it ended"}}, "wrong"),
+        (502, {}, [], "wrong"),
+    ],
+)
+def test_a_refusal_is_an_error_object_and_a_503_says_when(
+    status: int, headers: dict[str, str], body: object, ending: str
+) -> None:
+    response = Response(
+        status, {"content-type": "application/json", **headers}, json.dumps(body).encode(), 0.0, 0.0, 0.0
+    )
+    assert judged(response, "w0", stream=False).ending == ending

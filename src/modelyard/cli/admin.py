@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pwd
 from typing import Any, TypeVar
 
 import msgspec
@@ -75,6 +76,7 @@ class Admin:
         import aiohttp
 
         headers = {"authorization": f"Bearer {self._key}", "content-type": "application/json"}
+        headers["x-modelyard-user"] = _user()
         data = None if body is None else msgspec.json.encode(body)
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
         async with (
@@ -85,6 +87,14 @@ class Admin:
         if response.status != 200:
             raise _refused(response.status, answer)
         return decode(answer, kind) if kind is not bytes else answer  # type: ignore[return-value]
+
+
+def _user() -> str:
+    """For the audit log: who types this, as far as the machine knows a name for them."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid-{os.getuid()}"
 
 
 def _refused(status: int, answer: bytes) -> ModelyardError:

@@ -11,17 +11,20 @@ import typer
 from typer.exceptions import TyperException
 
 from modelyard import __version__, settings
-from modelyard.cli import engines, keys, models, service, teams
+from modelyard.cli import debug, engines, keys, models, service, teams
+from modelyard.cli.audit import audit
 from modelyard.cli.chat import chat
 from modelyard.cli.completion import completion_of
 from modelyard.cli.doctor import doctor
 from modelyard.cli.down import down
+from modelyard.cli.explain import explain
 from modelyard.cli.gateway import gateway
 from modelyard.cli.logs import logs
 from modelyard.cli.mistakes import explained
 from modelyard.cli.options import Json
 from modelyard.cli.output import complain, print_json, say
 from modelyard.cli.plan import plan, schema
+from modelyard.cli.replay import replay
 from modelyard.cli.selftest import selftest
 from modelyard.cli.status import restart, status, verify
 from modelyard.cli.up import up
@@ -55,15 +58,15 @@ def version(json: Json = False) -> None:
 
 
 VERBS = (
-    *(up, down, status, doctor, logs, chat, plan, verify, restart, usage, gateway, selftest, schema),
-    completion_of(app),
-    version,
+    *(up, down, status, doctor, logs, explain, replay, audit, chat, plan, verify, restart, usage, gateway, selftest),
+    *(schema, completion_of(app), version),
 )
 for verb in VERBS:
     app.command()(verb)
 app.add_typer(models.app, name="models")
 app.add_typer(engines.app, name="engines")
 app.add_typer(keys.app, name="keys")
+app.add_typer(debug.app, name="debug")
 app.add_typer(teams.app, name="teams")
 app.add_typer(service.app, name="service")
 

@@ -120,6 +120,9 @@ def _chores(seen: Seen) -> list[ToDo]:
     """What is well still and will not stay so."""
     found: list[ToDo] = []
     for view in seen.deployments:
+        if view.debug_until > seen.now:
+            what = f"prompts and answers of {view.name} are written down for another {ago(view.debug_until - seen.now)}"
+            found.append(ToDo(what=what, command=f"modelyard debug close {view.name}"))
         left_s = expires_in_s(view.evidence, seen.now)
         if left_s is not None and left_s < EVIDENCE_LATE_S:
             what = f"the evidence of {view.name} " + (f"expires in {ago(left_s)}" if left_s > 0 else "has expired")

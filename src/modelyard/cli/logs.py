@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from modelyard.cli.admin import listening, state_directory
+from modelyard.cli.events import EventKind, show_events
 from modelyard.cli.options import Json
 from modelyard.cli.output import print_json, say
 from modelyard.cli.visible import log_line
@@ -29,10 +30,18 @@ def logs(
     yard: Annotated[bool, typer.Option("--yard", help="The parent process's log.")] = False,
     control: Annotated[bool, typer.Option("--control", help="Control's log.")] = False,
     gateway: Annotated[bool, typer.Option("--gateway", help="The gateway's log.")] = False,
+    events: Annotated[
+        EventKind | None, typer.Option("--events", help="Events of the journal instead, or the audit log.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Show the last lines of logs."""
+    """Show the last lines of logs, or the last events."""
     state = state_directory()
+    if events is not None:
+        if name or yard or control or gateway:
+            raise UsageError("events are of the whole installation", hint=f"modelyard logs --events {events}")
+        show_events(state, events, lines, follow=follow, as_json=json)
+        return
     ours = [role for role, asked in zip(OURS, (yard, control, gateway), strict=True) if asked]
     files = [state.logs / f"{role}.log" for role in ours] or _engine_logs(state, name)
     if json:

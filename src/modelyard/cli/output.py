@@ -18,8 +18,8 @@ WIDE_COLUMNS = 250
 OUT = Console(highlight=False, soft_wrap=True, emoji=False, width=None if sys.stdout.isatty() else WIDE_COLUMNS)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 _COMMAND = re.compile(
-    r"\bmodelyard (?=chat|completion|doctor|down|engines|gateway|keys|logs|models|plan|restart|schema|selftest"
-    r"|service|status|teams|up|usage|verify|version|--help)"
+    r"\bmodelyard (?=audit|chat|completion|debug|doctor|down|engines|explain|gateway|keys|logs|models|plan|replay"
+    r"|restart|schema|selftest|service|status|teams|up|usage|verify|version|--help)"
 )
 # What JSON leaves as it is and some terminals take for commands.
 _JSON_CONTROL = re.compile(r"[\x7f-\x9f]")
@@ -29,6 +29,11 @@ _WIDE = 200
 
 def say(text: str) -> None:
     OUT.print(visible(text), markup=False)
+
+
+def say_line(text: str) -> None:
+    """One line of JSON, as it is: for those who follow and pipe."""
+    OUT.print(_escaped(text), markup=False)
 
 
 def as_called(text: str) -> str:
@@ -52,7 +57,11 @@ def print_table(table: Table) -> None:
 def print_json(value: object) -> None:
     """One JSON value on standard output, indented; records become objects."""
     text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
-    OUT.print(_JSON_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text), markup=False)
+    OUT.print(_escaped(text), markup=False)
+
+
+def _escaped(json: str) -> str:
+    return _JSON_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", json)
 
 
 def complain(message: str, hint: str = "") -> None:

@@ -13,7 +13,11 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from modelyard import __version__
-from modelyard.control import showing
+from modelyard.control import showing, wanted
+from modelyard.control.audit_log import AuditLog
+from modelyard.control.auditing import audited, tell
+from modelyard.control.debug_routes import add_debug_routes
+from modelyard.control.debugging import DebugWindows
 from modelyard.control.fleet import Fleet
 from modelyard.control.key_log import KeyWriter
 from modelyard.control.key_routes import add_key_routes
@@ -23,14 +27,31 @@ from modelyard.errors import ModelyardError, NotRunning, UsageError
 from modelyard.state import StateDirectory
 from modelyard.verify.evidence import latest
 
+# Prometheus gives up after 10 s unless told otherwise.
+CATCH_UP_S = 5.0
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 
-def make_app(state: StateDirectory, admin_key: str, fleet: Fleet, keys: KeyWriter, seen: Measurements) -> FastAPI:
+def make_app(
+    state: StateDirectory,
+    admin_key: str,
+    fleet: Fleet,
+    keys: KeyWriter,
+    seen: Measurements,
+    audit: AuditLog,
+    windows: DebugWindows,
+) -> FastAPI:
     """The application. Every route but /health demands the admin key; a Host that is not loopback is refused, so that
     no web page can reach it by a name that it controls."""
     app = FastAPI(title="Modelyard admin", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     locked = APIRouter(dependencies=[Depends(_admin(admin_key))])
+
+    @app.middleware("http")
+    async def note(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        try:
+            return await audited(audit, request, call_next)
+        except ModelyardError as error:
+            return _error(500, error.message, error.hint)
 
     @app.middleware("http")
     async def only_loopback(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -60,14 +81,20 @@ def make_app(state: StateDirectory, admin_key: str, fleet: Fleet, keys: KeyWrite
 
     @locked.get("/deployments")
     async def deployments() -> Response:
-        return _json([showing.of_deployment(one, latest(state, name), 0) for name, one in fleet.running.items()])
+        return _json(
+            [
+                showing.of_deployment(one, latest(state, name), 0, windows.until(name))
+                for name, one in fleet.running.items()
+            ]
+        )
 
     @locked.get("/deployments/{name}")
     async def deployment(name: str, after_step: Annotated[int, Query(ge=0)] = 0) -> Response:
-        return _json(showing.of_deployment(fleet.get(name), latest(state, name), after_step))
+        return _json(showing.of_deployment(fleet.get(name), latest(state, name), after_step, windows.until(name)))
 
     @locked.post("/deployments/{name}/reload")
-    async def reload(name: str) -> Response:
+    async def reload(name: str, request: Request) -> Response:
+        tell(request, wanted_sha256=wanted.sha256(state, name))
         return _json(Reloaded(name=name, after_step=await fleet.reload(name)))
 
     @locked.post("/deployments/{name}/restart")
@@ -85,9 +112,12 @@ def make_app(state: StateDirectory, admin_key: str, fleet: Fleet, keys: KeyWrite
         return _json({"name": name})
 
     add_key_routes(locked, keys, seen.usage)
+    add_debug_routes(locked, fleet, windows)
 
     @locked.get("/metrics")
     async def metrics() -> Response:
+        if not await seen.caught_up(CATCH_UP_S):
+            raise HTTPException(503, "the journal is still being counted; ask again")
         return Response(seen.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     app.include_router(locked)

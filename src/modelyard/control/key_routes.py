@@ -9,9 +9,10 @@ from datetime import date
 from typing import Annotated, Literal
 
 import msgspec
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from modelyard.control.auditing import tell
 from modelyard.control.key_log import Bounds, KeyWriter
 from modelyard.errors import UsageError
 from modelyard.observe.usage import Usage, UsageRow
@@ -82,8 +83,9 @@ def add_key_routes(routes: APIRouter, keys: KeyWriter, usage: Usage) -> None:
         return _json(keys.shown(key_id))
 
     @routes.post("/keys")
-    async def create(body: NewKeyBody) -> Response:
+    async def create(body: NewKeyBody, request: Request) -> Response:
         key = keys.create(body.name, body.ttl_s, body.parent, body.bounds())
+        tell(request, subject=key.record.id, name=key.record.name)
         await asyncio.sleep(GATEWAY_KNOWS_WITHIN_S)
         return _json({"id": key.record.id, "name": key.record.name, "key": key.secret})
 
@@ -103,8 +105,9 @@ def add_key_routes(routes: APIRouter, keys: KeyWriter, usage: Usage) -> None:
         return _json([one for one in keys.listed() if one.is_team])
 
     @routes.post("/teams")
-    async def create_team(body: NewTeamBody) -> Response:
+    async def create_team(body: NewTeamBody, request: Request) -> Response:
         team = keys.create_team(body.name, body.parent, body.bounds())
+        tell(request, subject=team.id, name=team.name)
         return _json({"id": team.id, "name": team.name})
 
     @routes.get("/usage")

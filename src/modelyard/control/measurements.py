@@ -26,6 +26,7 @@ class Measurements:
         self._metrics = Metrics()
         self.usage = Usage()
         self._shown: set[tuple[str, str]] = set()
+        self._caught_up = asyncio.Event()
 
     async def follow_forever(self) -> None:
         written_at, written = self._clock.monotonic(), self.usage.checkpoint
@@ -38,12 +39,20 @@ class Measurements:
             if self.usage.checkpoint != written and not step.more and now - written_at >= SPENDING_EVERY_S:
                 self._write_spending()
                 written_at, written = now, self.usage.checkpoint
+            if not step.more:
+                self._caught_up.set()
             await asyncio.sleep(0 if step.more else READ_EVERY_S)
 
     def _write_spending(self) -> None:
         # A full disk ends nothing: the next gateway reads more of the journal.
         with contextlib.suppress(OSError):
             write_atomically(self._state.spending, encode(self.usage.spending(self._clock.wall())))
+
+    async def caught_up(self, within_s: float) -> bool:
+        """Whether the whole journal is counted: until then every counter would seem to have fallen."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._caught_up.wait(), within_s)
+        return self._caught_up.is_set()
 
     def render(self) -> bytes:
         now: set[tuple[str, str]] = set()

@@ -45,12 +45,14 @@ class Publisher:
                 open=bool(kept),
                 reason="" if kept else "it is starting",
                 policy=wanted.policy,
+                debug_until=known.debug_until if known else 0.0,
                 refused_fields=tuple(sorted(capabilities.refused_fields)),
                 ignored_fields=tuple(sorted(capabilities.ignored_fields)),
                 cache_salt=capabilities.cache_salt,
                 engine=first.engine,
                 endpoints=tuple(sorted(capabilities.endpoints)),
                 reasoning_field=capabilities.reasoning_field,
+                continues_chat=capabilities.continues_chat,
             )
         )
 
@@ -74,6 +76,16 @@ class Publisher:
         if known is not None:
             replicas = tuple(replace(one, draining=held) if one.name == replica else one for one in known.replicas)
             self._publish(replace(known, replicas=replicas))
+
+    def debug(self, deployment: str, until: float) -> None:
+        """Have prompts and answers written down until then: Unix seconds, 0 ends it."""
+        known = self._deployments.get(deployment)
+        if known is not None:
+            self._publish(replace(known, debug_until=until))
+
+    def debug_until(self, deployment: str) -> float:
+        known = self._deployments.get(deployment)
+        return known.debug_until if known is not None else 0.0
 
     def explain(self, deployment: str, reason: str) -> None:
         """Tell clients of a closed route why; an open one needs no reason."""

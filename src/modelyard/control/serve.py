@@ -11,6 +11,8 @@ import uvicorn
 
 from modelyard.clock import SYSTEM
 from modelyard.control.api import make_app
+from modelyard.control.audit_log import AuditLog
+from modelyard.control.debugging import DebugWindows
 from modelyard.control.fleet import Fleet
 from modelyard.control.key_log import KeyWriter
 from modelyard.control.measurements import Measurements
@@ -49,7 +51,9 @@ async def serve(state: StateDirectory, admin: socket.socket, rendezvous: socket.
     async with asyncio.TaskGroup() as tasks:
         fleet = Fleet(around, tasks)
         seen = Measurements(state, fleet, SYSTEM)
-        app = make_app(state, admin_key(state), fleet, KeyWriter(state, SYSTEM), seen)
+        audit = AuditLog(state, SYSTEM)
+        windows = DebugWindows(state, around.publisher, audit, SYSTEM)
+        app = make_app(state, admin_key(state), fleet, KeyWriter(state, SYSTEM), seen, audit, windows)
         server = _Server(
             uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=1)
         )
@@ -57,6 +61,7 @@ async def serve(state: StateDirectory, admin: socket.socket, rendezvous: socket.
             tasks.create_task(ShimListener(rendezvous).accept_forever(fleet.connected)),
             tasks.create_task(server.serve(sockets=[admin])),
             tasks.create_task(seen.follow_forever()),
+            tasks.create_task(windows.sweep_forever()),
             tasks.create_task(fleet.begin()),
             tasks.create_task(fleet.renew_forever()),
         ]

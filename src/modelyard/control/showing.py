@@ -8,7 +8,9 @@ from modelyard.control.views import DeploymentView, ReplicaView
 from modelyard.records.evidence import Evidence
 
 
-def of_deployment(running: Running, evidence: tuple[Evidence, ...], after_step: int) -> DeploymentView:
+def of_deployment(
+    running: Running, evidence: tuple[Evidence, ...], after_step: int, debug_until: float
+) -> DeploymentView:
     first = running.wanted.plan.replicas[0]
     replicas = tuple(of_replica(loop) for loop in running.replicas.values())
     return DeploymentView(
@@ -20,6 +22,7 @@ def of_deployment(running: Running, evidence: tuple[Evidence, ...], after_step: 
         replicas=replicas,
         evidence=evidence,
         steps=running.steps.after(after_step),
+        debug_until=debug_until,
     )
 
 

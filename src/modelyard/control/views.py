@@ -26,6 +26,8 @@ class ReplicaView(Record, kw_only=True):
 
 
 class DeploymentView(Record, kw_only=True):
+    """`debug_until` is when its debug window closes: Unix seconds, 0 where none is open."""
+
     name: str
     open: bool
     model: str
@@ -34,6 +36,14 @@ class DeploymentView(Record, kw_only=True):
     replicas: tuple[ReplicaView, ...]
     evidence: tuple[Evidence, ...]
     steps: tuple[Step, ...]
+    debug_until: float = 0.0
+
+
+class DebugWindow(Record, kw_only=True):
+    """Until then (Unix seconds) prompts and answers of a deployment are written down."""
+
+    deployment: str
+    until: float
 
 
 class Reloaded(Record, kw_only=True):

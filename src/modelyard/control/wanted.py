@@ -5,6 +5,7 @@ Files, not an API's fields: only the owner of the state directory decides what e
 from __future__ import annotations
 
 import contextlib
+import hashlib
 
 from modelyard.engines.contract import Installed
 from modelyard.errors import UsageError
@@ -37,6 +38,13 @@ def load(state: StateDirectory, name: str) -> Wanted | None:
     with contextlib.suppress(FileNotFoundError):
         return decode((state.deployments / f"{name}.json").read_bytes(), Wanted)
     return None
+
+
+def sha256(state: StateDirectory, name: str) -> str:
+    """Which configuration that is, in hex; empty where none is wanted."""
+    with contextlib.suppress(FileNotFoundError):
+        return hashlib.sha256((state.deployments / f"{name}.json").read_bytes()).hexdigest()
+    return ""
 
 
 def names(state: StateDirectory) -> tuple[str, ...]:

@@ -45,7 +45,8 @@ class Capabilities(Record):
     processes talk to each other over TCP ports on loopback, which every user of the machine can reach; `machines` are
     the processor architectures that it runs on, each with the instruction sets that it needs there, by the names that
     the hardware probe uses; `conversions` make its formats out of others; `reasoning_field` is what it calls a model's
-    thoughts in chat answers, where it tells them apart. What is claimed here is what the conformance kit tries."""
+    thoughts in chat answers, where it tells them apart; `continues_chat`: with `continue_final_message` it goes on with
+    the text of a last message that is an assistant's. What is claimed here is what the conformance kit tries."""
 
     formats: frozenset[str]
     architectures: frozenset[str]
@@ -63,6 +64,7 @@ class Capabilities(Record):
     machines: dict[str, frozenset[str]] = msgspec.field(default_factory=any_machine)
     conversions: tuple[Conversion, ...] = ()
     reasoning_field: Literal["", "reasoning", "reasoning_content"] = ""
+    continues_chat: bool = False
 
 
 class Requirements(Record):

@@ -41,7 +41,8 @@ class FakeAdapter:
     capabilities = Capabilities(
         formats=frozenset({"fake"}),
         architectures=frozenset({"fake"}),
-        endpoints=frozenset({"/v1/chat/completions", "/v1/completions"}),
+        endpoints=frozenset({"/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"}),
+        continues_chat=True,
         unix_socket=True,
         structured_output=True,
         cached_token_usage=True,

@@ -85,8 +85,9 @@ class LlamaCpp:
     capabilities = Capabilities(
         formats=frozenset({"gguf"}),
         architectures=ARCHITECTURES,
-        endpoints=frozenset({"/v1/chat/completions", "/v1/completions"}),
+        endpoints=frozenset({"/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"}),
         reasoning_field="reasoning_content",
+        continues_chat=True,
         unix_socket=True,
         structured_output=True,
         cached_token_usage=True,

@@ -79,7 +79,8 @@ class OpenVino:
         formats=frozenset({"gguf"}),
         # What its GGUF reader builds; others end with "Unsupported model architecture".
         architectures=frozenset({"llama", "qwen2", "qwen3"}),
-        endpoints=frozenset({"/v1/chat/completions", "/v1/completions"}),
+        endpoints=frozenset({"/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"}),
+        continues_chat=True,
         unix_socket=True,
         structured_output=True,
         cached_token_usage=True,

@@ -125,6 +125,7 @@ class Vllm:
             }
         ),
         reasoning_field="reasoning",
+        continues_chat=True,
         unix_socket=True,
         structured_output=True,
         cached_token_usage=True,

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from modelyard.gateway import limits, serve
+from modelyard.gateway.debug_window import DebugFiles
 from modelyard.gateway.listen import tls_of
 from modelyard.gateway.seeding import seed
 from modelyard.gateway.service import Follower, Service
@@ -31,6 +32,7 @@ def main() -> None:
     wire = dataclasses.replace(limits.WIRE, connections_per_address=chosen.connections_per_address)
 
     def follow(service: Service) -> list[asyncio.Task[None]]:
+        service.worker.debug = DebugFiles(state.debug, service.worker.journal.worker)
         follower = Follower(service, state.topology, state.keys)
         follower.follow()
         worker = service.worker

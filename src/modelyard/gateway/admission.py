@@ -5,43 +5,35 @@ back exactly once."""
 
 from __future__ import annotations
 
+import random
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from time import monotonic
-from typing import Literal, Protocol
+from typing import Protocol
 
+import msgspec
+
+from modelyard.gateway.asking import WITHDRAWN, Asking, Result
 from modelyard.gateway.balance import NOBODY_LEFT, choose
 from modelyard.gateway.breaker import CLOSED, probed, stepped
 from modelyard.gateway.budget import Budget
-from modelyard.gateway.refusals import unavailable
+from modelyard.gateway.entry import admit, retry_after_s
+from modelyard.gateway.fair_queue import FairQueue
+from modelyard.gateway.refusals import Refusal, unavailable
 from modelyard.gateway.seats import Seats
+from modelyard.gateway.shares import Shares
+from modelyard.gateway.standing import Mean, Standing
 from modelyard.gateway.upstream import Pool
-from modelyard.records.decision import Decision
+from modelyard.records.decision import Admitted, Decision, Entry
 from modelyard.records.topology import Deployment
 
+__all__ = ["WITHDRAWN", "Admission", "Asking", "Queued", "Result", "Seats", "Waiter"]
 
-@dataclass(frozen=True, slots=True)
-class Asking:
-    """What a door needs to know of a request. `tokens` is what it may cost: prompt, estimated, and the longest answer.
-    A higher `priority` goes first. `excluded` are replicas that have failed it already."""
-
-    key_id: str = ""
-    priority: int = 0
-    tokens: int = 0
-    excluded: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a seat's holder learned of the replica. `first_delta_s` counts from when it was seated; 0 if none came.
-    "withdrawn" says nothing of the replica: the client left, or nothing was sent."""
-
-    kind: Literal["answered", "failed", "withdrawn"]
-    first_delta_s: float = 0.0
-    tokens: int = 0
-
-
-WITHDRAWN = Result("withdrawn")
+# Decisions about waiting that are kept for a replay: one of so many, the last so many.
+RECORD_EVERY = 8
+RECORDED = 256
 
 
 class Waiter(Protocol):
@@ -49,49 +41,62 @@ class Waiter(Protocol):
 
     def seated(self, seats: Seats, decision: Decision) -> None: ...
 
-    def not_seated(self, reason: str) -> None: ...
+    def not_seated(self, refusal: Refusal) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
 class Queued:
+    """A place in the queue. `waiting` is the queue's; `admitted` why it was let in."""
+
     waiter: Waiter
     asking: Asking
     deadline: float
+    waiting: bool = False
+    admitted: Admitted | None = None
 
 
 @dataclass(slots=True)
 class Admission:
     """One deployment's door. `deployment` is replaced as the topology changes; seats live as long as their launch.
-    `requests` counts those that came, which is what `retries` are a share of."""
+    `requests` counts those that came, which is what `retries` are a share of. `held_s` is how long answered requests
+    held their seats. `recorded` are decisions about waiting, sampled."""
 
     deployment: Deployment
     seats: dict[str, Seats] = field(default_factory=dict[str, Seats])
-    queue: deque[Queued] = field(default_factory=deque[Queued])
     turns: int = 0
     requests: int = 0
     retries: Budget = field(default_factory=lambda: Budget(monotonic()))
+    jitter: Callable[[], float] = random.random
+    queue: FairQueue[Queued] = field(init=False)
+    shares: Shares = field(default_factory=Shares)
+    held_s: Mean = field(default_factory=Mean)
+    standing: Standing = field(default_factory=Standing)
+    recorded: deque[Admitted] = field(default_factory=lambda: deque(maxlen=RECORDED))
+    _decided: int = 0
+    _deadlines: list[tuple[float, int, Queued]] = field(default_factory=list[tuple[float, int, Queued]])
+
+    def __post_init__(self) -> None:
+        policy = self.deployment.policy
+        self.queue = FairQueue(policy.max_queued, policy.max_queued_bytes)
 
     def enter(self, waiter: Waiter, asking: Asking, now: float) -> Queued | None:
-        """Seats the request at once, or queues it (then the ticket is returned), or raises Refusal (503)."""
-        deployment = self.deployment
-        if not deployment.open or not deployment.replicas:
-            reason = deployment.reason or "no replica is ready"
-            raise unavailable(
-                f"{deployment.name!r} is not ready: {reason}", retry_after_s=deployment.policy.retry_after_s
-            )
-        if not self.queue:
-            decision = self._choose(asking)
-            if decision.replica is not None:
-                self._seat(waiter, decision.replica, decision)
-                return None
-        if len(self.queue) >= deployment.policy.max_queued:
-            raise unavailable(
-                f"{deployment.name!r} has {len(self.queue)} requests waiting already",
-                retry_after_s=deployment.policy.retry_after_s,
-                code="overloaded",
-            )
-        ticket = Queued(waiter, asking, now + deployment.policy.queue_timeout_s)
-        self.queue.append(ticket)
+        """Seats the request at once, or queues it (then the ticket is returned), or raises Refusal (429 or 503)."""
+        if not self.deployment.open or not self.deployment.replicas:
+            raise self._closed()
+        self.shares.asked(asking.key_id, asking.weight, now)
+        decision = self._choose(asking)
+        has_seat = decision.replica is not None and self._may_take(asking)
+        if has_seat and not self.queue.waiting:
+            self.queue.charge(asking)
+            self._seat(waiter, asking, decision)
+            return None
+        ticket = Queued(waiter, asking, now + self.deployment.policy.queue_timeout_s)
+        if has_seat:
+            # Those that wait may not take the seat, or not that one. If one of them may after all, it goes first.
+            self._put(ticket, now)
+            self.advance()
+            return ticket if ticket.waiting else None
+        self._wait(ticket, now)
         return ticket
 
     def has_free(self, excluded: frozenset[str]) -> bool:
@@ -113,52 +118,174 @@ class Admission:
         self.retries = left or filled
         return left is not None
 
-    def leave(self, seats: Seats, result: Result) -> None:
+    def leave(self, seats: Seats, result: Result, asking: Asking) -> None:
         """Give a seat back, and say what was learned; the next in the queue gets one."""
         seats.in_flight -= 1
-        if self.queue:
+        self.shares.gave(asking.key_id)
+        if result.kind == "answered":
+            if result.held_s:
+                self.held_s.add(result.held_s)
+            if result.tokens:
+                self.queue.settle(asking, result.tokens)
+        elif result.kind == "failed":
+            self.queue.settle(asking, 0)
+        if self.queue.waiting:
             self.advance()
 
     def advance(self) -> None:
-        """Seat those who wait while there are seats; turn them away where the route has closed. One whose replica is
-        none that is free lets others pass."""
-        passed = 0
-        while passed < len(self.queue):
-            ticket = self.queue[passed]
+        """Seat those who wait while there are seats; turn them away where the route has closed, or every replica has
+        failed them."""
+        while self.queue.waiting:
             if not self.deployment.open or not self.deployment.replicas:
-                self.queue.popleft()
-                ticket.waiter.not_seated(self.deployment.reason or "no replica is ready")
-                continue
-            decision = self._choose(ticket.asking)
-            if decision.replica is not None:
-                del self.queue[passed]
-                self._seat(ticket.waiter, decision.replica, decision)
-                passed = 0
-            elif decision.reason == NOBODY_LEFT:
-                del self.queue[passed]
-                ticket.waiter.not_seated(NOBODY_LEFT)
-            elif ticket.asking.excluded:
-                passed += 1
-            else:
+                self._turn_all_away()
                 return
+            ticket = self.queue.next(self._may_go)
+            if ticket is None:
+                return
+            decision = self._choose(ticket.asking)
+            if decision.replica is None:
+                self.queue.drop(ticket)
+                ticket.waiter.not_seated(self._refusal(decision.reason, code="unavailable"))
+            else:
+                self.queue.take(ticket)
+                self._seat(ticket.waiter, ticket.asking, decision)
 
     def forget(self, ticket: Queued) -> None:
         """Nobody waits with this ticket any more: its place in the queue is free."""
-        if ticket in self.queue:
-            self.queue.remove(ticket)
+        if ticket.waiting:
+            self.queue.drop(ticket)
 
     def expire(self, now: float) -> None:
-        """Turn away those whose deadline has passed; the queue is in order of arrival, so of deadline. A replica that
-        refused a connection is tried again after this look."""
+        """Turn away those whose deadline has passed. A replica that refused a connection is tried again after this
+        look."""
         for seats in self.seats.values():
             seats.refusing = False
             if seats.breaker is not CLOSED:
                 seats.breaker = stepped(seats.breaker, now)
-        while self.queue and self.queue[0].deadline <= now:
-            self.queue.popleft().waiter.not_seated(
-                f"waited {self.deployment.policy.queue_timeout_s:g} s for a free replica"
-            )
+        while self._deadlines and (self._deadlines[0][0] <= now or not self._deadlines[0][2].waiting):
+            ticket = heappop(self._deadlines)[2]
+            if ticket.waiting:
+                self.queue.drop(ticket)
+                waited_s = self.deployment.policy.queue_timeout_s
+                ticket.waiter.not_seated(self._refusal(f"waited {waited_s:g} s for a free replica", code="unavailable"))
+        self.standing.look(bool(self.queue.waiting), now)
+        self.shares.tidy(now)
+        self.queue.tidy()
         self.advance()
+
+    def retry_after_s(self) -> int:
+        """When it is worth trying again: the queue ÷ the rate at which seats fall free."""
+        least_s = self.deployment.policy.retry_after_s
+        return retry_after_s(self.queue.waiting, self._places(), self.held_s.value, self.jitter(), least_s)
+
+    # Waiting.
+
+    def _wait(self, ticket: Queued, now: float) -> None:
+        """Raises Refusal where it may not. Whoever has to go for it is told last, when all is in order here: what that
+        sets off may ask at this door again."""
+        queue, asking = self.queue, ticket.asking
+        self.standing.look(bool(queue.waiting), now)
+        admitted = admit(self._entry(asking, now))
+        displaced = queue.make_room(asking) if admitted.verdict == "displace" else []
+        if displaced is None:
+            admitted = admit(msgspec.structs.replace(admitted.entry, room="none"))
+        self._record(admitted)
+        ticket.admitted = admitted
+        if admitted.verdict == "refuse":
+            raise self._too_many(admitted)
+        self._put(ticket, now)
+        for victim in displaced or ():
+            victim.waiter.not_seated(self._displaced(victim, asking))
+
+    def _put(self, ticket: Queued, now: float) -> None:
+        self.queue.put(ticket)
+        self.standing.look(True, now)
+        self._decided += 1
+        heappush(self._deadlines, (ticket.deadline, self._decided, ticket))
+        if len(self._deadlines) > 2 * self.queue.waiting + 64:
+            self._deadlines = [one for one in self._deadlines if one[2].waiting]
+            heapify(self._deadlines)
+
+    def _entry(self, asking: Asking, now: float) -> Entry:
+        queue, policy = self.queue, self.deployment.policy
+        fits = queue.fits(asking)
+        held = queue.held(asking)
+        return Entry(
+            waiting=queue.waiting,
+            ahead=queue.ahead(asking),
+            held=held,
+            keys_waiting=queue.keys_waiting(asking.priority) + (0 if held else 1),
+            seats=self._places(),
+            held_s=self.held_s.value,
+            standing_s=self.standing.lasted_s(now),
+            room="free" if fits else "taken" if queue.heaviest_against(asking) is not None else "none",
+            queue_timeout_s=policy.queue_timeout_s,
+            overload_wait_s=policy.overload_wait_s,
+            retry_after_s=policy.retry_after_s,
+            jitter=self.jitter(),
+        )
+
+    def _record(self, admitted: Admitted) -> None:
+        self._decided += 1
+        if self._decided % RECORD_EVERY == 0:
+            self.recorded.append(admitted)
+
+    # Refusals.
+
+    def _closed(self) -> Refusal:
+        reason = self.deployment.reason or "no replica is ready"
+        wait_s = self.deployment.policy.retry_after_s
+        return unavailable(f"{self.deployment.name!r} is not ready: {reason}", retry_after_s=wait_s)
+
+    def _turn_all_away(self) -> None:
+        while (ticket := self.queue.next(lambda one: True)) is not None:
+            self.queue.drop(ticket)
+            ticket.waiter.not_seated(self._closed())
+
+    def _too_many(self, admitted: Admitted) -> Refusal:
+        entry = admitted.entry
+        text = f"{self.deployment.name!r}: {admitted.reason}: {entry.waiting} requests wait"
+        if admitted.status == 429:
+            text += f", {entry.held} of them with this key"
+        if admitted.expected_s:
+            text += f", about {admitted.expected_s:.0f} s"
+        code = "over_share" if admitted.status == 429 else "overloaded"
+        refusal = Refusal(admitted.status, text, code=code, retry_after_s=admitted.retry_after_s)
+        refusal.admitted = admitted
+        return refusal
+
+    def _displaced(self, victim: Queued, newcomer: Asking) -> Refusal:
+        if victim.asking.priority != newcomer.priority:
+            return self._refusal("the queue is full, and others go first", code="overloaded")
+        refusal = self._refusal("the queue is full, and this key has the most in it", code="over_share")
+        refusal.status = 429
+        return refusal
+
+    def _refusal(self, reason: str, code: str) -> Refusal:
+        return unavailable(f"{self.deployment.name!r}: {reason}", retry_after_s=self.retry_after_s(), code=code)
+
+    # Seats.
+
+    def _places(self) -> int:
+        return sum([one.replica.max_in_flight for one in self.seats.values() if not one.replica.draining])
+
+    def _may_go(self, ticket: Queued) -> bool:
+        decision = self._choose(ticket.asking)
+        if decision.replica is None:
+            return decision.reason == NOBODY_LEFT
+        return self._may_take(ticket.asking)
+
+    def _may_take(self, asking: Asking) -> bool:
+        """Whether the key may have a free seat: while several are active, the last ones are for those below their
+        share."""
+        if len(self.shares) < 2:
+            return True
+        places = self._places()
+        reserved = int(places * self.deployment.policy.reserved_seats)
+        if not reserved or self.shares.is_below(asking.key_id, places):
+            return True
+        taken = sum([min(one.in_flight, one.replica.max_in_flight) for one in self.seats.values()])
+        return places - taken > reserved
 
     def _choose(self, asking: Asking) -> Decision:
         excluded = asking.excluded
@@ -166,17 +293,20 @@ class Admission:
         candidates = [one.candidate(excluded) for one in self.seats.values() if not one.replica.draining]
         return choose(tuple(candidates), self.turns)
 
-    def _seat(self, waiter: Waiter, replica: str, decision: Decision) -> None:
+    def _seat(self, waiter: Waiter, asking: Asking, decision: Decision) -> None:
+        assert decision.replica is not None
         self.turns += 1
-        seats = self.seats[replica]
+        seats = self.seats[decision.replica]
         seats.in_flight += 1
         if seats.breaker is not CLOSED:
             seats.breaker = probed(seats.breaker)
+        self.shares.took(asking.key_id)
         waiter.seated(seats, decision)
 
     def update(self, deployment: Deployment) -> list[Pool]:
         """Take in a new topology; returns the pools of launches that are gone, for the caller to close."""
         self.deployment = deployment
+        self.queue.most, self.queue.most_bytes = deployment.policy.max_queued, deployment.policy.max_queued_bytes
         gone: list[Pool] = []
         fresh: dict[str, Seats] = {}
         for replica in deployment.replicas:

@@ -57,7 +57,8 @@ class Failure(msgspec.Struct, frozen=True):
 class Reader(Protocol):
     """Who reads the answer. `paused` while it reads slower than we write."""
 
-    paused: bool
+    @property
+    def paused(self) -> bool: ...
 
     def write(self, data: bytes) -> None: ...
 
@@ -73,6 +74,7 @@ class Holder(Protocol):
     bytes_out: int
     endpoint: str
     body: bytes
+    trace_lines: bytes
     request: Request
     speaker: Speaker | None
 
@@ -131,7 +133,7 @@ class Attempt:
         holder.attempts += 1
         if holder.client.paused:
             connection.pause()
-        connection.send(self, _request_bytes(holder.endpoint, holder.body))
+        connection.send(self, _request_bytes(holder.endpoint, holder.body, holder.trace_lines))
 
     async def _connect(self) -> None:
         try:
@@ -191,7 +193,7 @@ class Attempt:
             self.progressed = False
             self.quiet_since = at
         elif self.relaying and at - self.quiet_since > policy.stall_timeout_s:
-            self.fail("late", f"nothing came for {policy.stall_timeout_s:g} s in the middle of an answer")
+            self._cut("late", f"nothing came for {policy.stall_timeout_s:g} s in the middle of an answer")
         elif not self.relaying and at - self.quiet_since > policy.first_byte_timeout_s:
             self.fail("late", f"no first byte within {policy.first_byte_timeout_s:g} s")
 
@@ -252,7 +254,21 @@ class Attempt:
             # answer came, so the request has not begun; a fresh connection settles it.
             self.send(None)
         else:
-            self.fail("lost", cause)
+            self._cut("lost", cause)
+
+    def _cut(self, kind: Literal["lost", "late"], cause: str) -> None:
+        """The engine's bytes end here. Where it had said all of a stream, only framing is missing: the answer is whole,
+        and after a [DONE] that the client has, nothing else would be true."""
+        lane = self.lane
+        try:
+            rest = lane.read(b"", [], True) if lane is not None else None
+        except BrokenStream:
+            rest = None
+        if lane is None or rest is None:
+            self.fail(kind, cause)
+            return
+        self.abandon()
+        self._tell_end(lane, rest)
 
     def _relay(self, lane: Lane, out: bytes) -> None:
         holder = self.holder
@@ -276,9 +292,12 @@ class Attempt:
         return self.holder.attempt_begins_answer(self) + held
 
     def _streamed(self, lane: Lane, out: bytes) -> None:
+        self.give_connection_back()
+        self._tell_end(lane, out)
+
+    def _tell_end(self, lane: Lane, out: bytes) -> None:
         if not self.relaying:
             out = self._begin_answer() + out
-        self.give_connection_back()
         self.holder.attempt_streamed(self, lane.usage, out)
 
     def _answered(self, body: bytes) -> None:
@@ -330,9 +349,11 @@ def _refusal(status: int, retry_after: bytes, body: bytes) -> Refusal:
     return Refusal(status, error.message[:2000] or "the engine refused the request", code=code, param=error.param)
 
 
-def _request_bytes(path: str, body: bytes) -> bytes:
-    return b"POST %b HTTP/1.1\r\nhost: engine\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
+def _request_bytes(path: str, body: bytes, lines: bytes) -> bytes:
+    """`lines` are header lines beside those that every request has."""
+    return b"POST %b HTTP/1.1\r\nhost: engine\r\ncontent-type: application/json\r\n%bcontent-length: %d\r\n\r\n%b" % (
         path.encode(),
+        lines,
         len(body),
         body,
     )

@@ -15,7 +15,7 @@ import httptools
 
 from modelyard.gateway.connections import Connections
 from modelyard.gateway.exchange import Exchange
-from modelyard.gateway.refusals import Refusal
+from modelyard.gateway.refusals import Refusal, unavailable
 from modelyard.gateway.request import HeadMemo, Request
 from modelyard.gateway.routes import find, is_host, origin_form
 from modelyard.gateway.turns import LARGE_BODY_BYTES
@@ -83,7 +83,7 @@ class ClientConnection(asyncio.Protocol):
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if not self._connections.add(self, transport.get_extra_info("peername")):
-            self.abort()
+            self._turn_away()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -102,7 +102,7 @@ class ClientConnection(asyncio.Protocol):
         request = self.receiving
         self._head_in = b""
         if request is None and self.exchange is None and not self._waiting and not self.paused:
-            if self._memo is not None:
+            if self._memo is not None and not self._worker.pressure.level:
                 again = self._memo.repeated(data, self._worker.new_request)
                 if again is not None:
                     self._serve(again)
@@ -195,6 +195,11 @@ class ClientConnection(asyncio.Protocol):
             request.coded = request.coded or value.strip().lower() != b"identity"
         elif lowered == b"expect":
             request.expects = value.strip().lower() == b"100-continue"
+        elif lowered == b"traceparent":
+            # Two of them are none: nobody can tell which is meant.
+            request.traceparent = b"-" if request.traceparent else value
+        elif lowered == b"tracestate":
+            request.tracestate = request.tracestate + b"," + value if request.tracestate else value
         elif b"_" in name:
             # Some programs take `_` and `-` for the same: they would read content_length as a length.
             shown = name.decode("latin-1")[:64]
@@ -244,6 +249,8 @@ class ClientConnection(asyncio.Protocol):
                 raise Refusal(401, "send one key, once", code="invalid_api_key", close=True)
             request.key = self._worker.authenticate(request.secret)
             request.admitted = True
+            if self._worker.pressure.level and route.kind == "inference":
+                self._worker.check_load(request.key.priority)
         if request.content_length > self._wire.body_bytes:
             raise self._body_too_large()
         if request.coded:
@@ -307,6 +314,20 @@ class ClientConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
+    def let_idle_go(self, by: float) -> None:
+        """An idle connection ends then unless a request comes."""
+        if self.exchange is None and self.receiving is None and not self._waiting and not self.paused:
+            self.deadline = min(self.deadline, by)
+
+    def _turn_away(self) -> None:
+        """There is no place for it. Where all places are taken a few are told so, before anything is read."""
+        if self._transport is None or not self._connections.is_full:
+            self.abort()
+            return
+        refusal = unavailable("the gateway has too many connections", retry_after_s=1, code="overloaded")
+        self._transport.write(refusal.response("-", keep_alive=False))
+        self._linger(self._transport)
+
     def abort(self) -> None:
         """Reset the connection. Closing alone would leave what was not read with the kernel, for a client that takes a
         byte now and then, for as long as it likes."""
@@ -364,7 +385,8 @@ class ClientConnection(asyncio.Protocol):
     def _serve(self, request: Request) -> None:
         if not self.paused:
             self.deadline = float("inf")
-        request.keep_alive = request.keep_alive and not self._worker.draining
+        if self._worker.draining or self._worker.pressure.level:
+            request.keep_alive = False
         if request.refusal is not None:
             request.keep_alive = request.keep_alive and not request.refusal.close
             response = request.refusal.response(request.id, keep_alive=request.keep_alive, shape=request.route.shape)

@@ -11,6 +11,8 @@ from typing import Any, Generic, TypeVar
 from modelyard.gateway.limits import WireLimits
 
 C = TypeVar("C", bound=Hashable)
+# So many of those that find no place are told so before they end.
+TURNED_AWAY = 32
 
 
 class Connections(Generic[C]):
@@ -38,6 +40,12 @@ class Connections(Generic[C]):
             return True
         self.turned_away += 1
         return False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all places are taken, and not so many have come besides that the next one is cut off without a
+        word."""
+        return self._wire.connections < len(self.open) <= self._wire.connections + TURNED_AWAY
 
     def discard(self, connection: C) -> None:
         self.open.discard(connection)

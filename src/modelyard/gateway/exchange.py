@@ -6,32 +6,38 @@ ends exactly once, in `_end`. Whatever happens first decides: a later event find
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from time import monotonic as now
 from types import MappingProxyType
 from typing import Literal, Protocol
+
+import msgspec
 
 from modelyard.gateway.accounts import Account, Reservation, rate_limit_fields
 from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Result
 from modelyard.gateway.attempt import Attempt, Failure, Reader
 from modelyard.gateway.breaker import CLOSED, Event, learned
+from modelyard.gateway.debug_window import overheard
 from modelyard.gateway.dialects.dialect import Speaker, renamed
 from modelyard.gateway.dialects.registry import READERS
 from modelyard.gateway.dialects.ways import direct, spoken
-from modelyard.gateway.estimate import may_use, prompt_tokens
+from modelyard.gateway.estimate import answer_tokens, may_use, prompt_tokens
 from modelyard.gateway.fields import AnyCall, parse, usage_asked, warning_of
 from modelyard.gateway.heads import json_response, stream_head
 from modelyard.gateway.lanes import LAST_CHUNK, Usage, chunk
-from modelyard.gateway.refusals import Refusal, unavailable, unknown_model
+from modelyard.gateway.refusals import Refusal, error_event, unavailable, unknown_model
 from modelyard.gateway.request import Request
+from modelyard.gateway.resumption import Resumable, resumable
 from modelyard.gateway.seats import Seats
+from modelyard.gateway.trace import parse as parse_trace
 from modelyard.gateway.worker import Worker
-from modelyard.records.decision import Decision
+from modelyard.records.decision import Admitted, Decision
 from modelyard.records.journal import Attempt as Tried
 from modelyard.records.journal import Outcome, RequestRecord, UsageSource
+from modelyard.records.topology import Deployment
 
 _NO_USAGE = Usage()
 _FAILED = Result("failed")
+_NONE: frozenset[str] = frozenset()
 _TRIED: dict[str, Literal["refused", "failed", "late"]] = {
     "unconnected": "refused",
     "overloaded": "refused",
@@ -39,6 +45,7 @@ _TRIED: dict[str, Literal["refused", "failed", "late"]] = {
     "erred": "failed",
     "late": "late",
 }
+_TRUNCATED = "the engine ended this answer before it was complete"
 _DEGRADED = b"x-modelyard-degraded: no replica is sound; the least bad one answered\r\n"
 
 
@@ -56,21 +63,25 @@ class Exchange:
     ended = stream = usage_asked = False
     attempts = 0
     bytes_out = 0
+    events_before = 0
     seated_at = first_byte_at = 0.0
     endpoint = ""
     body = b""
     speaker: Speaker | None = None
+    resumable: Resumable | None = None
     names: Mapping[str, str] = MappingProxyType({})
     warning = b""
     admission: Admission | None = None
     asking = Asking()
     ticket: Queued | None = None
     decision: Decision | None = None
+    admitted: Admitted | None = None
     attempt: Attempt | None = None
     reservation: Reservation | None = None
     # What the record ends with.
     cost_pico = 0
-    trace_id = ""
+    trace_id = trace_parent = ""
+    trace_lines = b""
     tried: tuple[Tried, ...] = ()
     resumed = 0
 
@@ -84,13 +95,25 @@ class Exchange:
         try:
             admission = self._check()
             admission.requests += 1
-            self.ticket = admission.enter(self, self.asking, now())
+            self._enter(admission)
         except Refusal as refusal:
             self._refuse(refusal)
+
+    def _enter(self, admission: Admission) -> None:
+        """Raises Refusal. What the door decided stands in the record, either way."""
+        try:
+            self.ticket = ticket = admission.enter(self, self.asking, now())
+        except Refusal as refusal:
+            self.admitted = refusal.admitted
+            raise
+        if ticket is not None:
+            self.admitted = ticket.admitted
 
     def _check(self) -> Admission:
         """All that can be refused before a seat is asked for. Returns the door to ask at."""
         request, worker = self.request, self.worker
+        if request.traceparent:
+            self._join_trace(request)
         endpoint = request.route.endpoint
         reader = READERS.get(endpoint)
         asked = reader(request.body, request.id) if reader is not None else None
@@ -105,19 +128,38 @@ class Exchange:
         self.admission = admission
         worker.keyring.authorize(request.key, call.model, endpoint)
         deployment = admission.deployment
+        if request.at < deployment.debug_until:
+            self.client = overheard(self.client, worker.debug, deployment)
         sending = direct(parsed, endpoint, deployment) if asked is None else spoken(asked, deployment)
         self.endpoint, self.body, self.speaker = sending.endpoint, sending.body, sending.speaker
         self.names = sending.names
+        if self.stream and asked is None and deployment.policy.failover.on_broken_stream == "resume":
+            self.resumable = self._kept_for_resumption(call, deployment)
         if request.route.shape == "anthropic":
             self.warning = b"request-id: %b\r\n" % request.id.encode()
         if asked is not None and asked.stripped:
             parsed.stripped = parsed.stripped | asked.stripped
         if parsed.stripped or parsed.bounded:
             self.warning += warning_of(parsed)
-        self.asking = Asking(key_id=request.key.id)
+        key = request.key
+        tokens = prompt_tokens(len(request.body)) + answer_tokens(call) * (call.n or 1)
+        self.asking = Asking(key.id, key.priority, tokens, _NONE, key.weight, len(self.body))
         if line := worker.accounts.line(request.key):
             self._reserve(line, call, admission)
         return admission
+
+    def _kept_for_resumption(self, call: AnyCall, deployment: Deployment) -> Resumable | None:
+        chunked = self.request.chunked_allowed
+        found = resumable(call, self.endpoint, deployment, self.body, self.speaker, chunked=chunked)
+        self.speaker = found or self.speaker
+        return found
+
+    def _join_trace(self, request: Request) -> None:
+        """The client's trace goes on through us to the engine."""
+        trace = parse_trace(request.traceparent, request.tracestate)
+        if trace is not None:
+            self.trace_id, self.trace_parent = trace.trace_id, trace.parent()
+            self.trace_lines = trace.onward(request.id)
 
     def _reserve(self, line: tuple[Account, ...], call: AnyCall, admission: Admission) -> None:
         request, at = self.request, now()
@@ -132,29 +174,30 @@ class Exchange:
     def seated(self, seats: Seats, decision: Decision) -> None:
         self.ticket = None
         self.decision = decision
-        self.seated_at = at = now()
+        at = now()
+        self.seated_at = self.seated_at or at
         self.attempt = attempt = Attempt(self, seats, at)
         attempt.send(seats.pool.take(at))
 
-    def not_seated(self, reason: str) -> None:
-        assert self.admission is not None
+    def not_seated(self, refusal: Refusal) -> None:
         self.ticket = None
-        deployment = self.admission.deployment
-        self._refuse(unavailable(f"{deployment.name!r}: {reason}", retry_after_s=deployment.policy.retry_after_s))
+        self._refuse(refusal)
 
     # The attempt's side.
 
     def attempt_begins_answer(self, attempt: Attempt) -> bytes:
-        self.first_byte_at = now()
         if attempt.seats.breaker.state == "half_open":
             self._learn(attempt.seats, "answered")
+        if self.first_byte_at:
+            return b""
+        self.first_byte_at = now()
         request = self.request
         return stream_head(request.id, self._notes(), keep_alive=request.keep_alive, chunked=request.chunked_allowed)
 
     def attempt_streamed(self, attempt: Attempt, usage: Usage | None, last: bytes) -> None:
         self.bytes_out += len(last)
         verdict = attempt.lane.verdict if attempt.lane is not None else ""
-        self._end("complete", 200, usage, last, events=attempt.events(), error=verdict)
+        self._end("complete", 200, usage, last, events=self.events_before + attempt.events(), error=verdict)
 
     def attempt_answered(self, attempt: Attempt, body: bytes, usage: Usage | None, verdict: str) -> None:
         self.first_byte_at = now()
@@ -177,8 +220,8 @@ class Exchange:
             attempt.seats.refusing = True
         self._learn(attempt.seats, failure.event)
         if self.first_byte_at:
-            cause = failure.cause
-            self._cut_short("truncated", "the engine ended this answer before it was complete", error=cause)
+            if not self._resume(attempt, failure):
+                self._cut_short("truncated", _TRUNCATED, error=failure.cause)
         elif self._may_retry(attempt, failure):
             self._retry(attempt, failure)
         elif failure.refusal is not None:
@@ -203,12 +246,25 @@ class Exchange:
         assert admission is not None
         self._note(attempt, failure)
         self.attempt = None
-        self.asking = replace(self.asking, excluded=self.asking.excluded | {replica.name})
-        admission.leave(attempt.seats, WITHDRAWN if failure.kind == "unconnected" else _FAILED)
+        self.asking = msgspec.structs.replace(self.asking, excluded=self.asking.excluded | {replica.name})
+        admission.leave(attempt.seats, _FAILED, self.asking)
         try:
-            self.ticket = admission.enter(self, self.asking, now())
+            self._enter(admission)
         except Refusal as refusal:
             self._refuse(refusal)
+
+    def _resume(self, attempt: Attempt, failure: Failure) -> bool:
+        """Let another replica go on from what was sent; False where none can."""
+        if self.resumable is None or not self._may_retry(attempt, failure):
+            return False
+        body = self.resumable.go_on()
+        if body is None:
+            return False
+        self.body = body
+        self.resumed += 1
+        self.events_before += attempt.events() if attempt.relaying else 0
+        self._retry(attempt, failure)
+        return True
 
     def _note(self, attempt: Attempt, failure: Failure) -> None:
         replica, began = attempt.seats.replica, self.request.began
@@ -234,12 +290,22 @@ class Exchange:
 
     def _cut_short(self, outcome: Outcome, message: str, *, error: str) -> None:
         """End a stream that has begun: the client is told by an event, and by the end of the connection."""
-        assert self.attempt is not None and self.attempt.lane is not None
+        attempt = self.attempt
         self.request.keep_alive = False
-        event = self.attempt.lane.failed(message, outcome)
+        if attempt is not None and attempt.lane is not None:
+            event = attempt.lane.failed(message, outcome)
+        else:
+            event = error_event(message, code=outcome)
         out = chunk(event) + LAST_CHUNK if self.request.chunked_allowed else event
         self.bytes_out += len(out)
-        self._end(outcome, 200, self.attempt.usage(), out, events=self.attempt.events(), error=error)
+        self._end(
+            outcome, 200, attempt.usage() if attempt is not None else None, out, events=self._events(), error=error
+        )
+
+    def _events(self) -> int:
+        """Pieces of the stream that went to the client, by whichever replica."""
+        attempt = self.attempt
+        return self.events_before + (attempt.events() if attempt is not None and attempt.relaying else 0)
 
     def _unavailable(self, cause: str) -> None:
         if self.ended:
@@ -256,10 +322,7 @@ class Exchange:
         if self.ended:
             return
         attempt, status = self.attempt, 200 if self.first_byte_at else 499
-        if attempt is None:
-            self._end("client_gone", status, None, b"")
-        else:
-            self._end("client_gone", status, attempt.usage(), b"", events=attempt.events())
+        self._end("client_gone", status, attempt.usage() if attempt is not None else None, b"", events=self._events())
 
     def gateway_stops(self) -> None:
         """The time for finishing is over."""
@@ -297,15 +360,25 @@ class Exchange:
 
     # The end.
 
-    def _result(self, outcome: Outcome) -> Result:
+    def _result(self, outcome: Outcome, usage: Usage | None, seated_at: float) -> Result:
         if outcome in ("upstream_failed", "truncated"):
-            return Result("failed")
+            return _FAILED
         if outcome != "complete":
             return WITHDRAWN
-        return Result("answered", first_delta_s=self.first_byte_at - self.seated_at)
+        # A plain answer is held until it is whole: when its first token came is not known.
+        first_delta_s = max(0.0, self.first_byte_at - seated_at) if self.stream else 0.0
+        held_s = now() - seated_at
+        if usage is None:
+            return Result("answered", first_delta_s, 0, held_s)
+        fresh = usage.prompt_tokens - usage.cached_tokens
+        return Result("answered", first_delta_s, usage.prompt_tokens + (usage.completion_tokens or 0), held_s, fresh)
 
     def _refuse(self, refusal: Refusal, outcome: Outcome = "refused") -> None:
         if self.ended:
+            return
+        if self.first_byte_at:
+            # It was to be resumed, and was not: its head is out, with a 200.
+            self._cut_short("truncated", _TRUNCATED, error=refusal.message)
             return
         if refusal.status == 503 and outcome == "refused":
             outcome = "unavailable"
@@ -366,6 +439,8 @@ class Exchange:
                 self.trace_id,
                 self.tried,
                 self.resumed,
+                self.trace_parent,
+                self.admitted,
             )
         )
         if self.reservation is not None:
@@ -375,5 +450,5 @@ class Exchange:
         if attempt is not None and admission is not None:
             if attempt.seats.breaker is not CLOSED and outcome not in ("upstream_failed", "truncated", "unavailable"):
                 self._learn(attempt.seats, "answered" if outcome in ("complete", "refused") else "withdrawn")
-            admission.leave(attempt.seats, self._result(outcome))
+            admission.leave(attempt.seats, self._result(outcome, usage, attempt.began), self.asking)
         self.client.exchange_ended(self)

@@ -125,6 +125,10 @@ class ChatCall(Call, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=FIELDS.top_logprobs)] | None = None
     reasoning_effort: Annotated[str, Meta(max_length=32)] | None = None
 
+    @property
+    def ends_with_answer(self) -> bool:
+        return isinstance(self.messages[-1], _Assistant)
+
     def problem(self) -> tuple[str, str] | None:
         """The field at fault and what is wrong, for what a type cannot say."""
         if self.response_format is not None and (problem := _response_format(self.response_format)):
@@ -205,7 +209,7 @@ def upstream_body(parsed: Parsed, deployment: Deployment) -> bytes:
         parsed.stripped = parsed.stripped | set(dropped)
     changed = _bounds(parsed, deployment.context_tokens)
     if deployment.cache_salt and policy.salted:
-        changed["cache_salt"] = _salt_of(parsed.key_id)
+        changed["cache_salt"] = salt_of(parsed.key_id)
     # We always ask for usage: the journal has it, and the lane withholds it from who did not ask.
     options = _WITH_USAGE if call.stream else None
     if (
@@ -262,7 +266,7 @@ def _bounds(parsed: Parsed, context_tokens: int) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=4096)
-def _salt_of(key_id: str) -> str:
+def salt_of(key_id: str) -> str:
     """What keeps the cached prefixes of one key apart from those of others: the same after every start."""
     return sha256(f"modelyard prefix cache {key_id}".encode()).hexdigest()[:32]
 

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modelyard.gateway.refusals import Refusal
+from modelyard.gateway.refusals import Refusal, unknown_model
 from modelyard.records.base import UnreadableRecord, decode
 from modelyard.records.keys import KeyCreated, KeyEvent, KeyRecord, KeyRevoked
 from modelyard.records.secrets import matches, public_id, rotated
@@ -59,9 +59,14 @@ class Keyring:
         return min(ends, default=float("inf"))
 
     def authorize(self, key: KeyRecord, deployment: str, endpoint: str) -> None:
-        """Raises Refusal (403) where the key, or one above it, does not reach that far."""
-        if not self.reaches(key, deployment, endpoint):
-            raise Refusal(403, f"this key may not use {endpoint} of {deployment!r}", code="key_scope")
+        """Raises Refusal where the key, or one above it, does not reach that far: 404, as for a name that nobody has,
+        where the deployment is none of its own; 403 where only this endpoint is not."""
+        if self.reaches(key, deployment, endpoint):
+            return
+        line = self.line(key)
+        if any(one.scopes.deployments is not None and deployment not in one.scopes.deployments for one in line):
+            raise unknown_model(deployment)
+        raise Refusal(403, f"this key may not use {endpoint} of {deployment!r}", code="key_scope")
 
     def reaches(self, key: KeyRecord, deployment: str, endpoint: str) -> bool:
         """Ask only for deployments that exist: answers are remembered until a key changes."""

@@ -17,6 +17,8 @@ _USAGE = b'"usage"'
 # How an event begins that tells of a failure. Inside a JSON string quotes are escaped: no text of a model looks so.
 _ERROR = b'{"error"'
 _END_OF_EVENT = b"\n\n"
+_END_OF_JSON_EVENT = b"}\n\n"
+_JSON_BEGINS = (b"data: {", b"data:{")
 _COLON = 58
 _DONE = (b"data: [DONE]", b"data:[DONE]")
 
@@ -130,7 +132,7 @@ class RawLane:
         if not raw or self._held or not self._chunked or done or _has_usage(raw) or _ERROR in raw:
             return self._rewrite(b"".join(pieces), done)
         for piece in pieces:
-            if not piece.endswith(_END_OF_EVENT):
+            if not piece.endswith(_END_OF_JSON_EVENT):
                 return self._rewrite(b"".join(pieces), done)
         self._last = pieces[-1]
         if not self.has_delta:
@@ -155,6 +157,8 @@ class RawLane:
             self._last = out
         if _ERROR in out:
             _refuse_errors(out)
+        if _END_OF_EVENT in out.replace(_END_OF_JSON_EVENT, b""):
+            _refuse_halves(out)
         if out and not self.has_delta:
             self.has_delta = holds_delta(out)
         if _has_usage(out):
@@ -232,6 +236,15 @@ def _refuse_errors(events: bytes) -> None:
             continue
         if error is not None:
             raise EngineErred("the engine reported an error in the middle of its answer")
+
+
+def _refuse_halves(events: bytes) -> None:
+    """An event whose JSON ends in the middle, though its framing is sound. What ends like JSON is not looked into: that
+    would cost each piece of every answer more than relaying it does. Raises BrokenStream."""
+    for event in events.split(_END_OF_EVENT):
+        line = event[event.rfind(b"\n") + 1 :]
+        if line.startswith(_JSON_BEGINS) and not line.endswith(b"}"):
+            raise BrokenStream("an event of the engine ends in the middle")
 
 
 class WholeLane:

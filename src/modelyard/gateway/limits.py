@@ -27,6 +27,8 @@ class WireLimits:
     upstream_connect_timeout_s: float = 5.0
     upstream_body_bytes: int = 64 * 1024 * 1024
     upstream_event_bytes: int = 4 * 1024 * 1024
+    upstream_early_heads: int = 8
+    kept_stream_bytes: int = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,5 +53,23 @@ class FieldLimits:
     inputs: int = 2048
 
 
+@dataclass(frozen=True, slots=True)
+class DoorLimits:
+    """Who waits at a deployment's door, and for how long, beside what its deployment file says.
+
+    `passes`: a lower priority gets a seat after so many went to higher ones. `guaranteed_part`: of the places in the
+    queue, what a priority has against the others. `standing_s`: a queue that was not empty for so long is no burst.
+    `least_part`: so many, as a part of the seats, may wait even then. `active_s`: a key counts as active for so long
+    after its last request. `retry_after_most_s` bounds what clients are told."""
+
+    passes: int = 8
+    guaranteed_part: float = 1 / 8
+    standing_s: float = 5.0
+    least_part: float = 0.5
+    active_s: float = 10.0
+    retry_after_most_s: int = 60
+
+
+DOOR = DoorLimits()
 WIRE = WireLimits()
 FIELDS = FieldLimits()

@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from modelyard.gateway.heads import head
+from modelyard.records.decision import Admitted
 
 Shape = Literal["openai", "anthropic"]
 _ANTHROPIC_KINDS = {
@@ -25,7 +26,10 @@ _ANTHROPIC_KINDS = {
 
 class Refusal(Exception):
     """A request that ends with `status` and an error. `close` also ends the connection; `fields` are more header
-    fields, names and values."""
+    fields, names and values. `admitted` is the
+    decision of the door, where that refused."""
+
+    admitted: Admitted | None = None
 
     def __init__(
         self,
@@ -82,12 +86,14 @@ def error_event(message: str, *, code: str) -> bytes:
 
 
 def unknown_model(name: str) -> Refusal:
-    return Refusal(404, f"the model {name[:128]!r} does not exist here", code="model_not_found", param="model")
+    """The same for a name that nobody has and for one that the key may not use: who asks learns of no other's."""
+    message = f"the model {name[:128]!r} does not exist here, or this key may not use it"
+    return Refusal(404, message, code="model_not_found", param="model")
 
 
 def invalid(message: str, param: str | None = None) -> Refusal:
     return Refusal(400, message, code="invalid_value", param=param)
 
 
-def unavailable(message: str, *, retry_after_s: int, code: str = "unavailable") -> Refusal:
-    return Refusal(503, message, code=code, retry_after_s=retry_after_s)
+def unavailable(message: str, *, retry_after_s: int, code: str = "unavailable", close: bool = False) -> Refusal:
+    return Refusal(503, message, code=code, retry_after_s=retry_after_s, close=close)

@@ -23,6 +23,7 @@ class Request:
     host = b""
     secret = ""
     body = b""
+    traceparent = tracestate = b""
     hosts = 0
     head_bytes = 0
     content_length = 0
@@ -55,8 +56,9 @@ class HeadMemo:
 
     @classmethod
     def of(cls, data: bytes, request: Request, keyring: Keyring) -> HeadMemo | None:
-        """A memo of the head that `data` begins with; None where there is more to it than a plain call."""
-        if request.expects or request.coded or not request.keep_alive:
+        """A memo of the head that `data` begins with; None where there is more to it than a plain call, or a trace: the
+        next head has another one."""
+        if request.traceparent or request.expects or request.coded or not request.keep_alive:
             return None
         head = RepeatedHead.of(data)
         return cls(head, request, keyring) if head is not None else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import dataclasses
 import gc
 import resource
 import signal
@@ -13,17 +14,20 @@ from pathlib import Path
 
 import uvloop
 
+from modelyard.gateway.accepting import Accepting
 from modelyard.gateway.certificates import Certificates
 from modelyard.gateway.journal import JournalWriter
 from modelyard.gateway.keyring import Keyring
 from modelyard.gateway.limits import WIRE, WireLimits
 from modelyard.gateway.listen import Tls
+from modelyard.gateway.overload import CLOSED
+from modelyard.gateway.pressure import Pressure, connections_at_most
 from modelyard.gateway.service import Service
 from modelyard.gateway.worker import Worker
 from modelyard.lifeline import watch_lifeline
 
 DRAIN_GRACE_S = 30.0
-TLS_HANDSHAKE_TIMEOUT_S = 10.0
+LISTEN_INTERVAL_S = 0.1
 TRIM_INTERVAL_S = 1.0
 # Names and numbers of mallopt(3).
 M_TRIM_THRESHOLD = -1
@@ -67,7 +71,10 @@ async def _serve(
 ) -> None:
     loop = asyncio.get_running_loop()
     journal = JournalWriter(journal_folder)
+    pressure = Pressure.of_this_process()
+    wire = dataclasses.replace(wire, connections=connections_at_most(wire.connections, pressure.descriptors))
     service = Service(Worker(journal, Keyring(), wire))
+    service.worker.pressure = pressure
     tasks = prepare(service)
     tasks += [loop.create_task(service.sweep_forever()), loop.create_task(journal.sync_forever())]
     certificates = Certificates(tls) if tls is not None else None
@@ -78,23 +85,27 @@ async def _serve(
         loop.add_signal_handler(name, _stop_or_exit, stop)
     if lifeline is not None:
         watch_lifeline(loop, lifeline)
-    server = await loop.create_server(
-        service.connection,
-        sock=sock,
-        backlog=4096,
-        ssl=certificates.context if certificates else None,
-        ssl_handshake_timeout=TLS_HANDSHAKE_TIMEOUT_S if certificates else None,
-    )
+    accepting = Accepting(sock, service.connection, certificates.context if certificates is not None else None)
+    await accepting.start()
+    listening = loop.create_task(_accept_forever(accepting, pressure))
+    tasks.append(listening)
     _calm_the_collector()
     trimming = loop.create_task(_give_memory_back_forever())
     if on_listening is not None:
         on_listening()
     await _until_stopped(stop, tasks)
-    server.close()
+    listening.cancel()
+    accepting.pause()
     await service.drain(DRAIN_GRACE_S)
     for task in (*tasks, trimming):
         task.cancel()
     journal.close()
+
+
+async def _accept_forever(accepting: Accepting, pressure: Pressure) -> None:
+    while True:
+        await asyncio.sleep(LISTEN_INTERVAL_S)
+        await accepting.follow(pressure.level >= CLOSED)
 
 
 async def _until_stopped(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:

@@ -22,6 +22,7 @@ from modelyard.records.topology import Deployment, Topology
 FOLLOW_INTERVAL_S = 0.1
 SWEEP_INTERVAL_S = 0.5
 FLUSH_S = 1.0
+IDLE_UNDER_PRESSURE_S = 1.0
 
 
 class Service:
@@ -62,10 +63,14 @@ class Service:
 
     # Time.
 
-    def sweep(self) -> None:
-        """Hold everyone to their deadlines."""
+    def sweep(self, late_s: float = 0.0) -> None:
+        """Hold everyone to their deadlines, and ourselves to our limits. `late_s` is by how much it comes too late."""
         now = time.monotonic()
+        pressure = self.worker.pressure
+        pressure.look(late_s)
         for connection in list(self._connections.open):
+            if pressure.level:
+                connection.let_idle_go(now + IDLE_UNDER_PRESSURE_S)
             if connection.deadline <= now:
                 connection.expire()
             elif connection.exchange is not None:
@@ -77,8 +82,9 @@ class Service:
 
     async def sweep_forever(self) -> None:
         while True:
+            due = time.monotonic() + SWEEP_INTERVAL_S
             await asyncio.sleep(SWEEP_INTERVAL_S)
-            self.sweep()
+            self.sweep(time.monotonic() - due)
 
     async def drain(self, grace_s: float) -> None:
         """Finish what is under way, start nothing new on idle connections; at the deadline tell the rest and end."""

@@ -101,6 +101,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_between_chunks",
         "_content_type",
         "_done",
+        "_early_heads",
         "_exchange",
         "_head_seen",
         "_is_plain",
@@ -123,6 +124,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._content_type = self._retry_after = b""
         self._head_seen = self._done = self._between_chunks = self._aligned = self._is_plain = False
         self._whole: RepeatedHead | None = None
+        self._early_heads = 0
         self.usable = True
         self.used = False
         self.answered = False
@@ -144,6 +146,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.used = True
         self._head_seen = self._done = self._between_chunks = self._aligned = False
         self._content_type = self._retry_after = b""
+        self._early_heads = 0
 
     def abort(self) -> None:
         """Close at once: how an engine learns that nobody waits for its answer."""
@@ -198,7 +201,7 @@ class UpstreamConnection(asyncio.Protocol):
             return
         if not self._head_seen or self._exchange is None:
             return
-        if in_head and first_read:
+        if in_head and first_read and not self._early_heads:
             if self._done and self._is_plain:
                 self._whole = RepeatedHead.of(data)
             data, aligned = data[data.find(b"\r\n\r\n") + 4 :], True
@@ -230,7 +233,13 @@ class UpstreamConnection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
         if status < 200:
-            raise ValueError(f"an unexpected head with status {status}")
+            # RFC 9110, 15.2: a client reads on after heads that announce the answer, however many; we set an end.
+            self._early_heads += 1
+            self._content_type = self._retry_after = b""
+            self._between_chunks = False
+            if status == 101 or self._early_heads > WIRE.upstream_early_heads:
+                raise ValueError(f"{self._early_heads} heads with a status below 200, the last {status}")
+            return
         self._head_seen = True
         self._is_plain = status == 200 and self._content_type == b"application/json" and not self._between_chunks
         assert self._exchange is not None
@@ -244,6 +253,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._between_chunks = True
 
     def on_message_complete(self) -> None:
+        if not self._head_seen:
+            return
         self._done = True
         # Only here does the parser know: once it has moved on, it has forgotten.
         self.usable = self._parser.should_keep_alive()
@@ -251,10 +262,10 @@ class UpstreamConnection(asyncio.Protocol):
 
 
 def _is_one_event(data: bytes) -> bool:
-    """Whether a read that begins at a chunk is that one chunk, whole, and ends an event. A size written in any unusual
-    way is left to the parser."""
+    """Whether a read that begins at a chunk is that one chunk, whole, and ends an event of JSON. A size written in any
+    unusual way is left to the parser."""
     end = data.find(b"\r\n", 0, 9)
-    if end < 1 or not data.endswith(b"\n\n\r\n") or data[0] == 48 or not data[:end].isalnum():
+    if end < 1 or not data.endswith(b"}\n\n\r\n") or data[0] == 48 or not data[:end].isalnum():
         return False
     try:
         return int(data[:end], 16) == len(data) - end - 4

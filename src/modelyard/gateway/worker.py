@@ -11,16 +11,21 @@ import msgspec
 
 from modelyard.gateway.accounts import Accounts
 from modelyard.gateway.admission import Admission
+from modelyard.gateway.debug_window import DebugFiles
 from modelyard.gateway.heads import json_response
 from modelyard.gateway.journal import JournalWriter
 from modelyard.gateway.keyring import Keyring
 from modelyard.gateway.limits import WIRE, WireLimits
-from modelyard.gateway.refusals import Refusal, unknown_model
+from modelyard.gateway.overload import refuses
+from modelyard.gateway.pressure import Pressure
+from modelyard.gateway.refusals import Refusal, unavailable, unknown_model
 from modelyard.gateway.request import Request
 from modelyard.gateway.turns import Turns
 from modelyard.records.journal import RequestRecord
 from modelyard.records.keys import KeyRecord
 from modelyard.records.topology import Deployment
+
+OVERLOADED_RETRY_S = 2
 
 
 class Worker:
@@ -41,6 +46,9 @@ class Worker:
         self.wire = wire
         self.chance = chance
         self.turns = Turns()
+        self.pressure = Pressure()
+        # Where prompts and answers go while a debug window is open; nowhere unless the process is told.
+        self.debug: DebugFiles | None = None
         self._requests = 0
 
     def new_request(self) -> Request:
@@ -53,6 +61,12 @@ class Worker:
         if scheme.lower() != "bearer" or not secret:
             raise Refusal(401, "send your key: Authorization: Bearer <key>", code="missing_api_key")
         return self.keyring.authenticate(secret.strip(), time.time())
+
+    def check_load(self, priority: int) -> None:
+        """Raises Refusal (503), from a request's head alone, where this worker has too much to do as it is."""
+        if refuses(self.pressure.level, priority):
+            wait_s = max((one.retry_after_s() for one in self.admissions.values()), default=OVERLOADED_RETRY_S)
+            raise unavailable("the gateway is overloaded", retry_after_s=wait_s, code="overloaded", close=True)
 
     def record_answer(self, request: Request, status: int, bytes_out: int) -> None:
         """The record of a request that needed no engine."""

@@ -46,7 +46,7 @@ def read_journal(folder: Path, after: Checkpoint = BEGINNING, *, step_bytes: int
             whole, unreadable = data, unreadable + 1
         for line in whole.split(b"\n")[:-1]:
             whole_record = within(line)
-            record = _record(whole_record)
+            record = _decoded(whole_record)
             records += [record] if record else []
             unreadable += record is None or len(whole_record) < len(line)
         offsets[path.name] = start + len(whole)
@@ -66,7 +66,12 @@ def _read(path: Path, start: int, room: int) -> tuple[int, bytes, bool]:
         return 0, b"", False
 
 
-def _record(line: bytes) -> RequestRecord | None:
+def record_of(line: bytes) -> RequestRecord | None:
+    """The line's record. A write that a full disk cut short has the next record on its line: that one is whole."""
+    return _decoded(within(line))
+
+
+def _decoded(line: bytes) -> RequestRecord | None:
     try:
         return decode(line, RequestRecord)
     except UnreadableRecord:

@@ -6,32 +6,24 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from modelyard.engines.contract import EngineMetrics
+from modelyard.observe import instruments
+from modelyard.observe.instruments import Instrument
+from modelyard.observe.operations import OTHER, PROVIDER, error_type, operation
 from modelyard.observe.seen import SeenRecords
 from modelyard.records.journal import RequestRecord
 
 # A second series for each, telling when it began: the library offers to leave it out only for the whole process.
 disable_created_metrics()
 
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 # Names come from operators and are few; a loop that made them up must not grow the exposition without end.
 MAX_VALUES_PER_LABEL = 200
 OVERFLOW = "other"
+PICO = 10**12
 
-_GAUGES = {
-    "running": ("modelyard_engine_running_requests", "Requests that the engine works on."),
-    "waiting": ("modelyard_engine_waiting_requests", "Requests that wait inside the engine."),
-    "work_done": (
-        "modelyard_engine_work_done_tokens",
-        "Tokens processed since the engine started: rises while it lives.",
-    ),
-    "prompt_tokens": ("modelyard_engine_prompt_tokens", "Prompt tokens processed since the engine started."),
-    "generated_tokens": ("modelyard_engine_generated_tokens", "Tokens generated since the engine started."),
-    "kv_used_ratio": ("modelyard_engine_kv_used_ratio", "Used part of the KV cache, 0 to 1."),
-}
 _ABSENT = EngineMetrics()
 
 
@@ -48,15 +40,12 @@ class _ReplicaGauges(Collector):
         self.replicas: dict[tuple[str, str], _ReplicaNow] = {}
 
     def collect(self) -> Iterator[Metric]:
-        labels = ("deployment", "replica")
-        states = GaugeMetricFamily(
-            "modelyard_replica_state", "1 for the state a replica is in.", labels=(*labels, "state")
-        )
+        states = _gauge(instruments.REPLICA_STATE)
         for who, now in self.replicas.items():
             states.add_metric((*who, now.state), 1)
         yield states
-        for field, (name, text) in _GAUGES.items():
-            gauge = GaugeMetricFamily(name, text, labels=labels)
+        for field, instrument in instruments.ENGINE.items():
+            gauge = _gauge(instrument)
             for who, now in self.replicas.items():
                 value: float | None = getattr(now.metrics, field)
                 if value is not None:
@@ -64,32 +53,56 @@ class _ReplicaGauges(Collector):
             yield gauge
 
 
-class Metrics:
-    """Everything behind `/metrics`. One owner feeds it from one task; `render` may be called at any time."""
+class _Money(Collector):
+    """Sums in whole numbers: a float forgets the millionths once there are enough of them."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        self.picos: dict[str, int] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        cost = instruments.COST
+        family = CounterMetricFamily(cost.family, cost.text, labels=cost.labels)
+        for deployment, picos in self.picos.items():
+            family.add_metric((deployment,), picos / PICO)
+        yield family
+
+
+def _gauge(instrument: Instrument) -> GaugeMetricFamily:
+    return GaugeMetricFamily(instrument.family, instrument.text, labels=instrument.labels)
+
+
+class Metrics:
+    """Everything behind `/metrics`. One owner feeds it from one task; `render` may be called at any time. `since` is
+    when the oldest request that was counted began: Unix seconds, infinity while there is none."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.since = float("inf")
         self._seen = SeenRecords()
         self._known: dict[str, set[str]] = {}
-        self._gauges = _ReplicaGauges()
-        self._registry.register(self._gauges)
-        self._requests = self._counter(
-            "modelyard_requests", "Finished requests.", "deployment", "replica", "code", "outcome"
-        )
-        self._prompt = self._tokens("prompt", "Prompt tokens, those from the prefix cache included.")
-        self._cached = self._tokens("cached_prompt", "Prompt tokens that came from the prefix cache.")
-        self._completion = self._tokens("completion", "Tokens of answers.")
-        self._unreadable = self._counter("modelyard_journal_unreadable_lines", "Journal lines that hold no record.")
-        self._duration = self._histogram("modelyard_request_duration_seconds", "From first to last byte.")
-        self._first_byte = self._histogram(
-            "modelyard_request_first_byte_seconds", "From first byte in to first byte out."
-        )
-        self._queued = self._histogram("modelyard_request_queue_seconds", "Waiting for a replica.")
+        self._gauges, self._money = _ReplicaGauges(), _Money()
+        self.registry.register(self._gauges)
+        self.registry.register(self._money)
+        self._requests = self._counter(instruments.REQUESTS)
+        self._refusals = self._counter(instruments.REFUSALS)
+        self._retries = self._counter(instruments.RETRIES)
+        self._resumptions = self._counter(instruments.RESUMPTIONS)
+        self._prompt = self._counter(instruments.PROMPT_TOKENS)
+        self._cached = self._counter(instruments.CACHED_TOKENS)
+        self._completion = self._counter(instruments.COMPLETION_TOKENS)
+        self._unreadable = self._counter(instruments.UNREADABLE)
+        self._queued = self._histogram(instruments.QUEUE)
+        self._seen_by_clients = self._histogram(instruments.SERVER_DURATION)
+        self._seen_of_engines = self._histogram(instruments.CLIENT_DURATION)
+        self._first_token = self._histogram(instruments.FIRST_TOKEN)
+        self._output_token = self._histogram(instruments.OUTPUT_TOKEN)
+        self._usage = self._histogram(instruments.TOKEN_USAGE)
 
     def count(self, records: Iterable[RequestRecord]) -> None:
         """Add finished requests; a record that was counted before is passed over."""
         for record in records:
             if self._seen.add(record):
+                self.since = min(self.since, record.at)
                 self._count(record)
 
     def count_unreadable(self, lines: int) -> None:
@@ -104,20 +117,26 @@ class Metrics:
 
     def render(self) -> bytes:
         """The text exposition format."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
 
     def _count(self, record: RequestRecord) -> None:
         deployment = self._bounded("deployment", record.deployment)
         replica = self._bounded("replica", record.replica)
         code = self._bounded("code", str(record.status))
         self._requests.labels(deployment, replica, code, record.outcome).inc()
-        self._duration.labels(deployment).observe(record.total_s)
-        if record.first_byte_s > 0:
-            self._first_byte.labels(deployment).observe(record.first_byte_s)
+        if record.outcome in ("refused", "unavailable"):
+            self._refusals.labels(deployment, self._bounded("reason", error_type(record))).inc()
         if record.attempts or record.queued_s > 0:
             self._queued.labels(deployment).observe(record.queued_s)
         if record.usage_source != "none":
             self._count_tokens(deployment, record)
+        if record.cost_pico:
+            self._money.picos[deployment] = self._money.picos.get(deployment, 0) + record.cost_pico
+        for tried in record.tried:
+            self._retries.labels(deployment, self._bounded("replica", tried.replica), tried.kind).inc()
+        if record.resumed:
+            self._resumptions.labels(deployment).inc(record.resumed)
+        self._count_operation(deployment, record)
 
     def _count_tokens(self, deployment: str, record: RequestRecord) -> None:
         who = (deployment, record.usage_source)
@@ -125,20 +144,43 @@ class Metrics:
         self._cached.labels(*who).inc(record.cached_tokens)
         self._completion.labels(*who).inc(record.completion_tokens)
 
-    def _bounded(self, label: str, value: str) -> str:
+    def _count_operation(self, deployment: str, record: RequestRecord) -> None:
+        """What OpenTelemetry's conventions ask for."""
+        name = operation(record)
+        if name is None:
+            return
+        who = (self._bounded("operation", name, OTHER), PROVIDER, deployment)
+        failed = self._bounded("error", error_type(record), OTHER)
+        self._seen_by_clients.labels(*who, failed).observe(record.total_s)
+        if record.attempts:
+            self._seen_of_engines.labels(*who, failed).observe(max(0.0, record.total_s - record.queued_s))
+        if record.usage_source == "engine":
+            self._usage.labels(*who, "input").observe(record.prompt_tokens)
+            self._usage.labels(*who, "output").observe(record.completion_tokens)
+        # Of a plain answer nobody saw the first token.
+        if record.stream and record.outcome == "complete" and record.first_byte_s > 0:
+            self._first_token.labels(*who).observe(record.first_byte_s)
+            if record.completion_tokens > 1:
+                rest_s = (record.total_s - record.first_byte_s) / (record.completion_tokens - 1)
+                self._output_token.labels(*who).observe(rest_s)
+
+    def _bounded(self, label: str, value: str, overflow: str = OVERFLOW) -> str:
         known = self._known.setdefault(label, set())
         if value in known:
             return value
         if len(known) >= MAX_VALUES_PER_LABEL:
-            return OVERFLOW
+            return overflow
         known.add(value)
         return value
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(name, text, labels, registry=self._registry)
+    def _counter(self, instrument: Instrument) -> Counter:
+        return Counter(instrument.family, instrument.text, instrument.labels, registry=self.registry)
 
-    def _tokens(self, kind: str, text: str) -> Counter:
-        return self._counter(f"modelyard_{kind}_tokens", f"{text} `source`: who counted.", "deployment", "source")
-
-    def _histogram(self, name: str, text: str) -> Histogram:
-        return Histogram(name, text, ("deployment",), registry=self._registry, buckets=SECONDS)
+    def _histogram(self, instrument: Instrument) -> Histogram:
+        return Histogram(
+            instrument.family,
+            instrument.text,
+            instrument.labels,
+            registry=self.registry,
+            buckets=instrument.buckets,
+        )

@@ -8,7 +8,8 @@ Contract. stdout carries one line per event: `progress {JSON}` while loading, `r
 once, `error: CAUSE` before a failure; stderr is llama.cpp's own log. The socket listens before the load; until `ready`
 every route answers 503. Exit 2: the configuration is wrong (one line on stderr); exit 1: the engine failed or died; 0:
 SIGTERM. SIGTERM finishes nothing: whoever sends it has drained first. If either process ends, the other ends at once.
-Routes: /health /effective /metrics (llama.cpp's own) /v1/models /v1/chat/completions /v1/completions.
+Routes: /health /effective /metrics (llama.cpp's own) /v1/models /v1/chat/completions /v1/completions /tokenize
+/detokenize.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 import http1
 import llamacpp_upstream as upstream
 import llamacpp_wire as wire
+import tokenize_wire
 from http1 import BadRequest, Reply, Request, error_body
 from llamacpp_config import SOCKET, ServerConfig
 from openai_wire import model_list
@@ -46,6 +48,7 @@ class Server:
         self._slots = asyncio.Semaphore(config.max_sequences)
         self._in_flight = self._waiting = 0
         self._tools = False
+        self._vocabulary = 0
         self.effective: dict[str, Any] | None = None
         self.stopping = asyncio.Event()
         self._routes: dict[tuple[str, str], Callable[[Request, Reply], Awaitable[None]]] = {
@@ -55,6 +58,8 @@ class Server:
             ("GET", "/v1/models"): self._models,
             ("POST", wire.CHAT): self._answer,
             ("POST", wire.COMPLETION): self._answer,
+            ("POST", tokenize_wire.TOKENIZE): self._tokenize,
+            ("POST", tokenize_wire.DETOKENIZE): self._detokenize,
         }
 
     async def handle(self, request: Request, reply: Reply) -> None:
@@ -84,6 +89,8 @@ class Server:
         async with upstream.ask(SOCKET, "GET", "/props") as answer:
             template: dict[str, Any] = json.loads(await answer.body())["chat_template_caps"]
         self._tools = bool(template["supports_tools"])
+        async with upstream.ask(SOCKET, "GET", "/v1/models") as answer:
+            self._vocabulary = int(json.loads(await answer.body())["data"][0]["meta"]["n_vocab"])
         self.effective = effective
 
     async def _health(self, request: Request, reply: Reply) -> None:
@@ -109,6 +116,33 @@ class Server:
 
     async def _models(self, request: Request, reply: Reply) -> None:
         reply.json(200, model_list(self._config.served_name, self._started))
+
+    async def _tokenize(self, request: Request, reply: Reply) -> None:
+        """A chat is written out first: then its tokens are those that an answer would begin with."""
+        count = tokenize_wire.parse_tokenize(request.body, self._config.served_name)
+        text, special = count.text, count.special
+        if text is None:
+            wire.check_messages(count.messages, count.tools, tools_known=self._tools)
+            text = (await self._plain("/apply-template", wire.template_fields(count)))["prompt"]
+            special = True
+        found = await self._plain("/tokenize", {**wire.TOKENIZE_FIELDS, "content": text, "add_special": special})
+        tokens, strings = wire.read_tokens(found)
+        shown = strings if count.strings else None
+        reply.json(200, tokenize_wire.counted(tokens, self._config.context_tokens, shown))
+
+    async def _detokenize(self, request: Request, reply: Reply) -> None:
+        tokens = tokenize_wire.parse_detokenize(request.body, self._config.served_name)
+        if bad := next((token for token in tokens if token >= self._vocabulary), None):
+            raise BadRequest(f"token id {bad} is outside the vocabulary of {self._vocabulary}", param="tokens")
+        reply.json(200, {"prompt": (await self._plain("/detokenize", {"tokens": tokens}))["content"]})
+
+    async def _plain(self, path: str, fields: dict[str, Any]) -> dict[str, Any]:
+        """llama-server's answer to a request that needs no slot. Raises BadRequest, Lost."""
+        async with upstream.ask(SOCKET, "POST", path, json.dumps(fields).encode()) as answer:
+            body = await answer.body(upstream.MAX_TOKENS_BYTES)
+            if answer.status != 200:
+                raise wire.refusal(answer.status, body)
+        return json.loads(body)
 
     async def _answer(self, request: Request, reply: Reply) -> None:
         """One request to its end; cancelling this closes the engine's connection, and its slot is free."""

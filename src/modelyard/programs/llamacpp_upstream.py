@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 _MAX_HEAD_BYTES = 64 * 1024
 _MAX_PLAIN_BYTES = 1024 * 1024
+# Token lists and texts of the longest prompts.
+MAX_TOKENS_BYTES = 64 * 1024 * 1024
 
 
 class Lost(Exception):
@@ -36,11 +38,11 @@ class Answer:
         except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
             raise Lost(f"its answer broke off: {type(error).__name__}") from error
 
-    async def body(self) -> bytes:
+    async def body(self, most_bytes: int = _MAX_PLAIN_BYTES) -> bytes:
         whole = bytearray()
         async for piece in self.pieces():
             whole += piece
-            if len(whole) > _MAX_PLAIN_BYTES:
+            if len(whole) > most_bytes:
                 raise Lost("its answer has no end")
         return bytes(whole)
 

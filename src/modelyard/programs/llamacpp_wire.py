@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from http1 import BadRequest, error_body
 from openai_wire import parse_object
+from tokenize_wire import Count
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 DONE = b"[DONE]"
@@ -115,6 +116,30 @@ def _include_usage(options: Any, *, stream: bool) -> bool:
     if wanted is not None and type(wanted) is not bool:
         raise BadRequest("stream_options.include_usage must be true or false", param="stream_options")
     return bool(wanted)
+
+
+# Text such as <|im_start|> is read as the token of that name, as in the prompts of answers.
+TOKENIZE_FIELDS: dict[str, Any] = {"parse_special": True, "with_pieces": True}
+
+
+def check_messages(messages: list[Any], tools: list[Any], *, tools_known: bool) -> None:
+    """Raises BadRequest for what an answer to these messages would be refused for."""
+    if tools and not tools_known:
+        _refuse({"tools": tools}, _TOOLS, "is not supported: this model's chat template has no place for tools")
+    _refuse_media(messages)
+
+
+def template_fields(count: Count) -> dict[str, Any]:
+    fields: dict[str, Any] = {"messages": count.messages, "add_generation_prompt": count.opening}
+    return {**fields, "tools": count.tools} if count.tools else fields
+
+
+def read_tokens(answer: dict[str, Any]) -> tuple[list[int], list[str]]:
+    """Ids and texts; a token that is a part of a character has bytes instead of a text."""
+    found: list[dict[str, Any]] = answer["tokens"]
+    pieces = [one["piece"] for one in found]
+    strings = [piece if isinstance(piece, str) else bytes(piece).decode(errors="replace") for piece in pieces]
+    return [one["id"] for one in found], strings
 
 
 class Events:

@@ -50,7 +50,8 @@ _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 @dataclass(frozen=True)
 class Ask:
-    """One checked request: `prompt` is what the stepping process takes, `param` the field a prompt error is about."""
+    """One checked request: `prompt` is what the stepping process takes (messages and, of an answer that it is to go on
+    with, what is `begun`; a text; or tokens), `param` the field a prompt error is about."""
 
     chat: bool
     prompt: dict[str, Any]
@@ -138,7 +139,18 @@ def _chat_prompt(fields: dict[str, Any]) -> dict[str, Any]:
     listed = cast("list[Any]", messages)
     if len(listed) > MAX_MESSAGES:
         raise BadRequest(f"more than {MAX_MESSAGES} messages", param="messages")
-    return {"messages": [_message(message, f"messages[{index}]") for index, message in enumerate(listed)]}
+    read = chat_messages(listed)
+    if not _boolean(fields, "continue_final_message"):
+        return {"messages": read}
+    if len(read) < 2 or read[-1]["role"] != "assistant":
+        message = "continue_final_message needs a last message of the assistant, after another one"
+        raise BadRequest(message, param="continue_final_message")
+    return {"messages": read[:-1], "begun": read[-1]["content"]}
+
+
+def chat_messages(messages: list[Any]) -> list[dict[str, str]]:
+    """Role and text of each message. Raises BadRequest."""
+    return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
 def _message(message: Any, where: str) -> dict[str, str]:

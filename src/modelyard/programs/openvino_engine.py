@@ -149,17 +149,16 @@ class Engine:
         once, twice = len(self.encode(text)), len(self.encode(text + text))
         return once if once == twice else None
 
-    def render_chat(self, messages: list[dict[str, Any]]) -> list[int]:
+    def render_chat(self, messages: list[dict[str, Any]], begun: str = "", *, opening: bool = True) -> list[int]:
+        """The prompt of an answer to `messages`, of which `begun` has been said. `opening` writes the beginning of the
+        answer, too."""
         try:
-            text: str = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+            text: str = self._tokenizer.apply_chat_template(messages, add_generation_prompt=opening)
         except Exception as error:  # the template is the model's own program and may raise anything
             raise Unusable(f"the model's chat template refuses these messages: {error}") from error
-        return self._encode(text, special=False)
+        return self.encode(text + begun, special=False)
 
-    def encode(self, text: str) -> list[int]:
-        return self._encode(text, special=True)
-
-    def _encode(self, text: str, *, special: bool) -> list[int]:
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
         if not text:
             return []
         return self._tokenizer.encode(text, add_special_tokens=special).input_ids.data[0].tolist()
@@ -169,6 +168,10 @@ class Engine:
         if self._pieces is None:
             return self._tokenizer.decode(tokens)
         return b"".join([self._pieces[token] for token in tokens]).decode("utf-8", "ignore")
+
+    def texts(self, sequences: list[list[int]]) -> list[str]:
+        """The text of each, with the names of special tokens, which answers leave out."""
+        return self._tokenizer.decode(sequences, skip_special_tokens=False) if sequences else []
 
     def generation(self, sampling: dict[str, Any], max_tokens: int, schema: str | None) -> Any:
         """A checked GenerationConfig of the wire's sampling fields; Unusable says what the engine does not accept."""

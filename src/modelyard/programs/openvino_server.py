@@ -8,7 +8,7 @@ Contract. stdout carries one line per event: `progress {JSON}` while loading, `r
 once, `error: CAUSE` before a failure. The socket listens before the load; until `ready` every route but /metrics
 answers 503. Exit 2: the configuration is wrong (one line on stderr); exit 1: the engine failed or died; 0: SIGTERM.
 SIGTERM finishes nothing: whoever sends it has drained first. If either process ends, the other ends at once.
-Routes: /health /effective /metrics /v1/models /v1/chat/completions /v1/completions.
+Routes: /health /effective /metrics /v1/models /v1/chat/completions /v1/completions /tokenize /detokenize.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import http1
+import tokenize_wire
 from http1 import BadRequest, Reply, Request, error_body, sse
-from openai_wire import DONE, Answer, Ask, Usage, model_list, parse_ask
+from openai_wire import DONE, Answer, Ask, Usage, chat_messages, model_list, parse_ask
 from openvino_channel import FrameReader, frame
 from openvino_config import ServerConfig
 from openvino_metrics import render_metrics
@@ -96,6 +97,7 @@ class Stepping(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._last_number = 0
         self._busy_since = 0.0
+        self._lookups: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self.flights: dict[int, Flight] = {}
         self.effective: dict[str, Any] | None = None
         self.stats: dict[str, Any] = {}
@@ -115,8 +117,14 @@ class Stepping(asyncio.Protocol):
         if kind == "step":
             self._step(message)
         elif kind == "refused":
+            refusal = BadRequest(message["message"], param=message["param"], code=message["code"])
             if flight := self.flights.get(message["id"]):
-                flight.fail(BadRequest(message["message"], param=message["param"], code=message["code"]))
+                flight.fail(refusal)
+            elif (lookup := self._lookups.get(message["id"])) and not lookup.done():
+                lookup.set_exception(refusal)
+        elif kind in ("counted", "read"):
+            if (lookup := self._lookups.get(message["id"])) and not lookup.done():
+                lookup.set_result(message)
         elif kind == "progress":
             print("progress", json.dumps(message), flush=True)
         elif kind == "ready":
@@ -166,6 +174,19 @@ class Stepping(asyncio.Protocol):
         finally:
             del self.flights[number]
 
+    async def look_up(self, op: str, param: str, **fields: Any) -> dict[str, Any]:
+        """What the tokenizer over there says: it answers between two steps. Raises BadRequest."""
+        if len(self._lookups) >= self._config.max_sequences + self._config.max_queued:
+            raise BadRequest("the engine's queue is full", status=503, code="queue_full", retry_after_s=1)
+        self._last_number += 1
+        number = self._last_number
+        lookup = self._lookups[number] = asyncio.get_running_loop().create_future()
+        self._send({"op": op, "id": number, "param": param, **fields})
+        try:
+            return await lookup
+        finally:
+            del self._lookups[number]
+
     def _send(self, message: dict[str, Any]) -> None:
         assert self._transport is not None
         self._transport.write(frame(message))
@@ -191,6 +212,8 @@ class Server:
             ("GET", "/v1/models"): self._models,
             ("POST", "/v1/chat/completions"): self._chat,
             ("POST", "/v1/completions"): self._completion,
+            ("POST", tokenize_wire.TOKENIZE): self._tokenize,
+            ("POST", tokenize_wire.DETOKENIZE): self._detokenize,
         }
 
     async def handle(self, request: Request, reply: Reply) -> None:
@@ -241,6 +264,24 @@ class Server:
 
     async def _completion(self, request: Request, reply: Reply) -> None:
         await self._stepping.serve(parse_ask(request.body, chat=False, served_name=self._config.served_name), reply)
+
+    async def _tokenize(self, request: Request, reply: Reply) -> None:
+        count = tokenize_wire.parse_tokenize(request.body, self._config.served_name)
+        if count.tools:
+            raise BadRequest("tools is not supported by this server", param="tools", code="unsupported_parameter")
+        flags = {"special": count.special, "opening": count.opening, "strings": count.strings}
+        if count.text is None:
+            said = {"messages": chat_messages(count.messages)}
+            found = await self._stepping.look_up("count", "messages", **said, **flags)
+        else:
+            found = await self._stepping.look_up("count", "prompt", text=count.text, **flags)
+        context_tokens = self._config.context_tokens
+        reply.json(200, tokenize_wire.counted(found["tokens"], context_tokens, found["strings"]))
+
+    async def _detokenize(self, request: Request, reply: Reply) -> None:
+        tokens = tokenize_wire.parse_detokenize(request.body, self._config.served_name)
+        found = await self._stepping.look_up("read", "tokens", tokens=tokens)
+        reply.json(200, {"prompt": found["text"]})
 
 
 async def run(config: ServerConfig, config_path: str) -> int:

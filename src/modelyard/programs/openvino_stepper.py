@@ -106,6 +106,12 @@ class Stepper:
             self._cancel(message["id"])
             return
         try:
+            if message["op"] == "count":
+                self._count(message)
+                return
+            if message["op"] == "read":
+                self._read(message)
+                return
             self._waiting.append(self._job(message))
         except Unusable as refusal:
             self._refuse(message["id"], refusal, refusal.param or message["param"])
@@ -129,17 +135,36 @@ class Stepper:
 
     def _prompt(self, message: dict[str, Any]) -> list[int]:
         if "messages" in message:
-            prompt = self._engine.render_chat(message["messages"])
+            prompt = self._engine.render_chat(message["messages"], message.get("begun", ""))
         elif "text" in message:
             prompt = self._engine.encode(message["text"])
         else:
             prompt = message["tokens"]
-            # The engine looks ids up unchecked.
-            if bad := next((token for token in prompt if not 0 <= token < self._engine.vocabulary_size), None):
-                raise Unusable(f"token id {bad} is outside the vocabulary of {self._engine.vocabulary_size}")
+            self._check_vocabulary(prompt)
         if not prompt:
             raise Unusable("the prompt is empty")
         return prompt
+
+    def _count(self, message: dict[str, Any]) -> None:
+        """Tokens without an answer: between two steps, as every prompt is tokenised."""
+        if "messages" in message:
+            tokens = self._engine.render_chat(message["messages"], opening=message["opening"])
+        else:
+            tokens = self._engine.encode(message["text"], special=message["special"])
+        if len(tokens) == self._engine.tokenizer_limit:
+            raise Unusable(f"the tokenizer counts no further than {len(tokens)} tokens", code="context_length_exceeded")
+        strings = self._engine.texts([[token] for token in tokens]) if message["strings"] else None
+        self._send({"kind": "counted", "id": message["id"], "tokens": tokens, "strings": strings})
+
+    def _read(self, message: dict[str, Any]) -> None:
+        self._check_vocabulary(message["tokens"])
+        [text] = self._engine.texts([message["tokens"]]) if message["tokens"] else [""]
+        self._send({"kind": "read", "id": message["id"], "text": text})
+
+    def _check_vocabulary(self, tokens: list[int]) -> None:
+        """The engine looks ids up unchecked."""
+        if bad := next((token for token in tokens if not 0 <= token < self._engine.vocabulary_size), None):
+            raise Unusable(f"token id {bad} is outside the vocabulary of {self._engine.vocabulary_size}")
 
     def _refuse(self, number: int, refusal: Unusable, param: str) -> None:
         self._send({"kind": "refused", "id": number, "message": str(refusal), "param": param, "code": refusal.code})

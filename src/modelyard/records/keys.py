@@ -38,6 +38,7 @@ NO_BUDGET = Budgets()
 class KeyRecord(Record):
     """`id` is the public part of the key and finds it in one look-up; `sha256` is over the whole key, in hex. After a
     rotation the secret before it, `former_sha256`, opens the same until `former_until` (Unix seconds).
+    Where requests wait, those of a higher `priority` go first; among equals a key has a share by its `weight`.
 
     A record without a hash is a team: no secret opens it, keys and teams hang below it."""
 
@@ -52,6 +53,8 @@ class KeyRecord(Record):
     budgets: Budgets = NO_BUDGET
     former_sha256: str = ""
     former_until: float = 0.0
+    priority: int = 0
+    weight: float = 1.0
 
     @property
     def is_team(self) -> bool:

@@ -21,7 +21,7 @@ class Replica(Record):
 class Failover(Record):
     """What happens when a replica fails a request. Until the first piece of an answer it is sent to another one: up to
     `sendings` in all, within `retry_share` of the deployment's requests and `retries_per_s` besides; after
-    `first_token_s` too, while another one is free.
+    `first_token_s` too, while another one is free. After that, `on_broken_stream` says.
 
     A replica is taken out for `eject_s`, twice as long each time up to `eject_most_s`, after `eject_after` lost
     connections in a row, or when `eject_share` of at least `eject_volume` requests within ten seconds failed."""
@@ -30,6 +30,7 @@ class Failover(Record):
     retry_share: float = 0.1
     retries_per_s: float = 3.0
     first_token_s: float | None = None
+    on_broken_stream: Literal["error", "resume"] = "error"
     eject_after: int = 5
     eject_share: float = 0.5
     eject_volume: int = 20
@@ -57,7 +58,9 @@ class Policy(Record):
     """How a deployment's requests are treated, as its operator wants it. `retry_after_s` is what clients are told where
     nothing better is known. `forwarded_fields` are request fields that we do not know and the engine does;
     `stripped_fields` are left out of what the engine is asked, and named in a header; `refused_fields` are refused.
-    `salted`: prompts of different keys share no cached prefix, where the engine knows salts."""
+    `salted`: prompts of different keys share no cached prefix, where the engine knows salts. In an overload that lasts,
+    nobody is let in who would wait longer than `overload_wait_s`. `reserved_seats` is the part of the seats that only
+    keys below their share may take while several are active."""
 
     retry_after_s: int = 2
     max_queued: int = 64
@@ -70,6 +73,9 @@ class Policy(Record):
     stripped_fields: tuple[str, ...] = ()
     refused_fields: tuple[str, ...] = ()
     salted: bool = True
+    max_queued_bytes: int = 64 * 1024 * 1024
+    overload_wait_s: float = 2.0
+    reserved_seats: float = 0.125
     prices: Prices | None = None
 
 
@@ -78,7 +84,9 @@ class Deployment(Record):
     While `open` is false nothing is routed and `reason` says why. `refused_fields` are request fields that the engine
     cannot honour: a request that sets one is told so; `ignored_fields` are those that it would take and do nothing
     about. `cache_salt`: it keeps cached prefixes apart by a salt in the request. `engine` is its name; `endpoints` are
-    those that it has itself; `reasoning_field` is what it calls a model's thoughts, where it tells them at all."""
+    those that it has itself; `reasoning_field` is what it calls a model's thoughts, where it tells them at all;
+    `continues_chat`: it can go on with an answer that was begun. `debug_until`: until then (Unix seconds) what clients
+    send and are sent is written down, in files of its own."""
 
     name: str
     engine_model: str
@@ -91,8 +99,10 @@ class Deployment(Record):
     engine: str = ""
     endpoints: tuple[str, ...] = ("/v1/chat/completions", "/v1/completions")
     reasoning_field: Literal["", "reasoning", "reasoning_content"] = ""
+    continues_chat: bool = False
     ignored_fields: tuple[str, ...] = ()
     cache_salt: bool = False
+    debug_until: float = 0.0
     policy: Policy = Policy()
 
 

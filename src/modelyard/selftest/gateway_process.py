@@ -114,6 +114,11 @@ class GatewayProcess:
     def terminate(self) -> None:
         self._signal(signal.SIGTERM)
 
+    def wait(self, within_s: float = STARTS_WITHIN_S) -> int:
+        """Until it has ended; its exit code."""
+        assert self.process is not None
+        return self.process.wait(within_s)
+
     def freeze(self) -> None:
         self._signal(signal.SIGSTOP)
 

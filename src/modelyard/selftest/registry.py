@@ -2,20 +2,72 @@
 
 from __future__ import annotations
 
+import re
+from types import ModuleType
+
 from modelyard.errors import UsageError
 from modelyard.selftest.row import Row
 from modelyard.selftest.rows import (
     bombs,
+    budgets,
+    canaries,
+    client_leaves,
     http_and_smuggling,
+    injected_text,
     json_bodies,
+    kills,
+    million,
+    nothing_is_fetched,
     only_replica_killed,
+    outage,
+    overload,
     parameter_bounds,
+    requests_of_any_shape,
     routes_and_keys,
+    secrets_stay,
     slow_clients,
+    streams_resumed,
+    tenants_apart,
+    upstream_misbehaves,
 )
 
-MODULES = (only_replica_killed, json_bodies, bombs, parameter_bounds, http_and_smuggling, slow_clients, routes_and_keys)
-ROWS: tuple[Row, ...] = tuple(module.ROW for module in MODULES)
+MODULES = (
+    bombs,
+    budgets,
+    canaries,
+    client_leaves,
+    http_and_smuggling,
+    injected_text,
+    json_bodies,
+    kills,
+    million,
+    nothing_is_fetched,
+    only_replica_killed,
+    outage,
+    overload,
+    parameter_bounds,
+    requests_of_any_shape,
+    routes_and_keys,
+    secrets_stay,
+    slow_clients,
+    streams_resumed,
+    tenants_apart,
+    upstream_misbehaves,
+)
+
+
+def _rows_of(module: ModuleType) -> tuple[Row, ...]:
+    """A module has ROWS, or one ROW."""
+    return getattr(module, "ROWS", None) or (module.ROW,)
+
+
+def _place(row: Row) -> tuple[int, str]:
+    """By number, words last."""
+    number = re.match(r"\d+", row.key)
+    return (int(number[0]) if number else 1_000_000, row.key)
+
+
+ROWS: tuple[Row, ...] = tuple(sorted((row for module in MODULES for row in _rows_of(module)), key=_place))
 
 
 def choose(text: str) -> tuple[Row, ...]:

@@ -31,9 +31,11 @@ class Heard:
 async def say(
     port: int, data: bytes, *, within_s: float = 10.0, piece_bytes: int = 0, last: bool = False, head: bool = False
 ) -> Heard:
-    """Send `data` on a connection of its own (in pieces, if so asked) and hear all answers until it is closed. With
-    `last` a request is sent behind it that closes, and its answer is heard too: it shows that the connection was still
-    in step. `head`: the answer has no body, whatever its length says. Raises TimeoutError where the connection stays open, Lost where what came is not HTTP."""
+    """Send `data` on a connection of its own (in pieces, if so asked) and hear all answers until it is closed.
+
+    With `last` a request is sent behind it that closes, and its answer is heard too: it shows that the connection was
+    still in step. `head`: the answer has no body, whatever its length says. Raises TimeoutError where the connection
+    stays open, Lost where what came is not HTTP."""
     if last:
         data += b"GET /health HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\n\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", port)

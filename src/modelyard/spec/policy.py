@@ -14,6 +14,9 @@ def policy_of(deployment: Deployment) -> Policy:
     return Policy(
         max_queued=deployment.limits.max_queued,
         queue_timeout_s=deployment.limits.queue_timeout_s,
+        max_queued_bytes=int(deployment.limits.queued_bytes or Policy().max_queued_bytes),
+        overload_wait_s=deployment.limits.overload_wait_s,
+        reserved_seats=deployment.limits.reserved_seats,
         first_byte_timeout_s=deployment.timeouts.first_byte_s,
         stall_timeout_s=deployment.timeouts.stall_s,
         unknown_fields=deployment.unknown_fields,

@@ -38,6 +38,22 @@ class Limits(Record, forbid_unknown_fields=True):
     queue_timeout_s: Annotated[
         Seconds, Meta(description="How long a request may wait before it is refused with 503, in seconds.")
     ] = 30.0
+    queued_bytes: Annotated[
+        ByteSize | None,
+        Meta(description="Memory that the bodies of waiting requests may take, such as 64MiB; that if left out."),
+    ] = None
+    overload_wait_s: Annotated[
+        Seconds,
+        Meta(description="In an overload that lasts, who would wait longer than this is refused at once, in seconds."),
+    ] = 2.0
+    reserved_seats: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=0.5,
+            description="The part of the seats that only keys below their share may take while several are active.",
+        ),
+    ] = 0.125
     kv_cache: Annotated[
         ByteSize | None,
         Meta(description="Memory of one replica for the keys and values of its requests, such as 1GiB."),
@@ -82,6 +98,13 @@ class Failover(Record, forbid_unknown_fields=True):
         Seconds | None,
         Meta(description="After this long without a token another replica is asked if one is free; never if left out."),
     ] = None
+    on_broken_stream: Annotated[
+        Literal["error", "resume"],
+        Meta(
+            description="When a replica dies in the middle of a stream: end it with an error event, or let another one "
+            "go on from the text that was sent. Only plain text of one choice, with a seed or temperature 0."
+        ),
+    ] = "error"
     eject_after: Annotated[
         int, Meta(ge=1, le=10_000, description="After how many lost connections in a row a replica is taken out.")
     ] = 5

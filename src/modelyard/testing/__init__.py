@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from modelyard.testing.fake_child import FakeEngine
+    from modelyard.testing.fault_plan import Fault
+    from modelyard.testing.fault_proxy import FaultProxy
 
-__all__ = ["FakeEngine"]
+__all__ = ["FakeEngine", "Fault", "FaultProxy"]
 
 
 def __getattr__(name: str) -> object:
@@ -16,4 +18,12 @@ def __getattr__(name: str) -> object:
         from modelyard.testing.fake_child import FakeEngine
 
         return FakeEngine
+    if name == "FaultProxy":
+        from modelyard.testing.fault_proxy import FaultProxy
+
+        return FaultProxy
+    if name == "Fault":
+        from modelyard.testing.fault_plan import Fault
+
+        return Fault
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -63,6 +63,18 @@ def after_prompt(prompt: str) -> tuple[str, ...] | None:
     return None
 
 
+def rest(pieces: tuple[str, ...], text: str) -> tuple[str, ...]:
+    """What is left of an answer whose beginning `text` ends with already, as a model goes on from its own words."""
+    if not pieces or pieces[0] not in text:
+        return pieces
+    said = "".join(pieces)
+    for count in range(len(pieces), 0, -1):
+        if text.endswith(said):
+            return pieces[count:]
+        said = said[: len(said) - len(pieces[count - 1])]
+    return pieces
+
+
 def as_json(value: object) -> tuple[str, ...]:
     """A JSON text in tokens of a few characters."""
     text = json.dumps(value, ensure_ascii=False)

@@ -11,9 +11,9 @@ from modelyard.testing.fake_answers import Answer, cut
 SHORT_TOKENS = 8
 
 
-def stem(defect: str) -> str:
+def stem(defect: str, sound: str) -> str:
     """What the words of an answer begin with."""
-    return f"w{os.getpid()}." if defect == "restart" else "w"
+    return f"w{os.getpid()}." if defect == "restart" else sound
 
 
 def answer(defect: str, sound: Answer, pieces: Sequence[str], *, chat: bool, stream: bool, limit: int | None) -> Answer:

@@ -94,8 +94,15 @@ class Knobs:
 
     tokens: int = 64
     """Words of an answer where the request asks for no fewer: "w0 w1 w2 ..."."""
+    stem: str = "w"
+    """What those words begin with; letters of several bytes make streams that can be torn inside one."""
     facts: bool = True
     """Know some capitals, so that knowledge checks pass; false makes a model that answers wrongly."""
+    thoughts: int = 0
+    """The first words of a chat answer that are told as `reasoning_content`."""
+    call_tools: bool = False
+    """Call the first tool that a chat offers, with the smallest arguments that its schema allows, until its result is
+    among the messages."""
     prefill_s: float = 0.0
     """Time before the first token of an answer; the prompt is processed, and counted, in slices of it."""
     prefill_token_s: float = 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from http1 import BadRequest
@@ -18,7 +18,8 @@ DEFAULT_COMPLETION_TOKENS = 16
 
 @dataclass(frozen=True)
 class Ask:
-    """A request that can be served: what to answer (`answer`), and how the client wants it."""
+    """A request that can be served: what to answer (`answer`), and how the client wants it. The answer is the arguments
+    of a call where `tool` names one; its first `thoughts` tokens are thoughts."""
 
     chat: bool
     model: str
@@ -28,6 +29,8 @@ class Ask:
     salt: str
     stream: bool
     include_usage: bool
+    tool: str = ""
+    thoughts: int = 0
 
 
 def read_chat(body: bytes, knobs: Knobs) -> Ask:
@@ -40,7 +43,11 @@ def read_chat(body: bytes, knobs: Knobs) -> Ask:
     asked = [text for text, message in zip(texts, messages, strict=True) if message.get("role") == "user"]
     limit = _count(fields, "max_completion_tokens") or _count(fields, "max_tokens")
     fact = fake_answers.about_capitals(asked[-1]) if asked and knobs.facts else None
-    return _ask(fields, knobs, "\n".join(texts), _structured(fields, knobs) or fact, limit, chat=True)
+    begun = texts[-1] if fields.get("continue_final_message") and messages[-1].get("role") == "assistant" else ""
+    tool, arguments = _call(fields, messages) if knobs.call_tools else ("", None)
+    known = arguments or _structured(fields, knobs) or fact
+    ask = _ask(fields, knobs, "\n".join(texts), known, limit, chat=True, begun=begun)
+    return replace(ask, tool=tool, thoughts=0 if tool else knobs.thoughts)
 
 
 def read_completion(body: bytes, knobs: Knobs) -> Ask:
@@ -51,7 +58,12 @@ def read_completion(body: bytes, knobs: Knobs) -> Ask:
         raise BadRequest("'prompt' is a text", param="prompt")
     fact = fake_answers.after_prompt(prompt) if knobs.facts else None
     limit = _count(fields, "max_tokens") or DEFAULT_COMPLETION_TOKENS
-    return _ask(fields, knobs, prompt, _structured(fields, knobs) or fact, limit, chat=False)
+    return _ask(fields, knobs, prompt, _structured(fields, knobs) or fact, limit, chat=False, begun=prompt)
+
+
+def text_of(messages: list[Any]) -> str:
+    """What the messages of a chat say, as its tokens are counted."""
+    return "\n".join(_text_of(message) for message in messages)
 
 
 def _ask(
@@ -62,7 +74,9 @@ def _ask(
     limit: int | None,
     *,
     chat: bool,
+    begun: str,
 ) -> Ask:
+    """`begun` ends with what has been said of the answer, if anything has."""
     prompt_tokens = max(1, len(prompt.split()))
     room = knobs.context_tokens - prompt_tokens
     if room < 1 and knobs.defect == "context":
@@ -72,7 +86,8 @@ def _ask(
         raise BadRequest(message, param="messages" if chat else "prompt", code="context_length_exceeded")
     options = fields.get("stream_options")
     stream = bool(fields.get("stream"))
-    pieces = known or fake_answers.words(knobs.tokens, fake_defects.stem(knobs.defect))
+    pieces = known or fake_answers.words(knobs.tokens, fake_defects.stem(knobs.defect, knobs.stem))
+    pieces = fake_answers.rest(pieces, begun)
     answer = fake_answers.cut(pieces, _stops(fields), min(room, limit or room))
     if knobs.defect:
         answer = fake_defects.answer(knobs.defect, answer, pieces, chat=chat, stream=stream, limit=limit)
@@ -116,6 +131,15 @@ def _text_of(message: Any) -> str:
     if not isinstance(content, str):
         raise BadRequest("a message's content is a text or a list of parts", param="messages")
     return content
+
+
+def _call(fields: Mapping[str, Any], messages: list[Any]) -> tuple[str, tuple[str, ...] | None]:
+    """The tool to call and the tokens of its arguments; nothing where none is offered, or it was called already."""
+    tools = fields.get("tools")
+    if not is_list(tools) or not tools or fields.get("tool_choice") == "none" or messages[-1].get("role") == "tool":
+        return "", None
+    function = tools[0]["function"]
+    return function["name"], fake_answers.as_json(fake_answers.instance(function.get("parameters", {"type": "object"})))
 
 
 def _count(fields: Mapping[str, Any], name: str) -> int | None:
@@ -164,22 +188,42 @@ class Shapes:
     def of(cls, ask: Ask, number: int, cached_tokens: int, defect: str) -> Shapes:
         return cls(ask, f"{'chatcmpl' if ask.chat else 'cmpl'}-{number}", cached_tokens, int(time.time()), defect)
 
-    def whole(self, text: str) -> dict[str, object]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        content: dict[str, object] = {"message": message} if self.ask.chat else {"text": text}
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": self.ask.answer.finish_reason}
+    def whole(self, pieces: list[str]) -> dict[str, object]:
+        content: dict[str, object] = {"message": self._message(pieces)} if self.ask.chat else {"text": "".join(pieces)}
+        choice = {"index": 0, **content, "logprobs": None, "finish_reason": self._finish_reason}
         kind = "chat.completion" if self.ask.chat else "text_completion"
         return {**self._head(kind), "choices": [choice], "usage": self._usage()}
+
+    def _message(self, pieces: list[str]) -> dict[str, object]:
+        thought, text = "".join(pieces[: self.ask.thoughts]), "".join(pieces[self.ask.thoughts :])
+        message: dict[str, object] = {"role": "assistant", "content": text, "refusal": None}
+        if self.ask.tool:
+            function = {"name": self.ask.tool, "arguments": text}
+            call = {"id": f"call-{self.id}", "type": "function", "function": function}
+            return {**message, "content": None, "tool_calls": [call]}
+        return {**message, "reasoning_content": thought} if thought else message
+
+    @property
+    def _finish_reason(self) -> str:
+        reason = self.ask.answer.finish_reason
+        return "tool_calls" if self.ask.tool and reason == "stop" else reason
 
     def opening(self) -> dict[str, object] | None:
         """The chunk before the first token: a chat names its role."""
         return self._chunk({"delta": {"role": "assistant", "content": ""}}, None) if self.ask.chat else None
 
-    def piece(self, text: str) -> dict[str, object]:
-        return self._chunk({"delta": {"content": text}} if self.ask.chat else {"text": text}, None)
+    def piece(self, text: str, number: int) -> dict[str, object]:
+        """The chunk of one token; `number` counts those before it."""
+        if not self.ask.chat:
+            return self._chunk({"text": text}, None)
+        if self.ask.tool:
+            function = {"arguments": text} if number else {"name": self.ask.tool, "arguments": text}
+            named = {} if number else {"id": f"call-{self.id}", "type": "function"}
+            return self._chunk({"delta": {"tool_calls": [{"index": 0, **named, "function": function}]}}, None)
+        return self._chunk({"delta": {"reasoning_content" if number < self.ask.thoughts else "content": text}}, None)
 
     def closing(self) -> dict[str, object]:
-        return self._chunk({"delta": {}} if self.ask.chat else {"text": ""}, self.ask.answer.finish_reason)
+        return self._chunk({"delta": {}} if self.ask.chat else {"text": ""}, self._finish_reason)
 
     def usage(self) -> dict[str, object]:
         """The chunk of its own, without choices, that `stream_options.include_usage` asks for."""

@@ -9,10 +9,12 @@ from contextlib import aclosing
 from dataclasses import asdict
 
 import http1
+import tokenize_wire
 from http1 import BadRequest, Reply, Request
+from modelyard.testing import fake_vectors
 from modelyard.testing.fake_knobs import Knobs, read_object
 from modelyard.testing.fake_model import FakeModel, Job
-from modelyard.testing.fake_openai import Ask, Shapes, read_chat, read_completion
+from modelyard.testing.fake_openai import Ask, Shapes, read_chat, read_completion, text_of
 
 SEEN_REQUESTS = 100
 REMEMBERED_PROMPTS = 1000
@@ -29,6 +31,7 @@ class Routes:
         self._model = FakeModel(knobs)
         self._seen: deque[dict[str, object]] = deque(maxlen=SEEN_REQUESTS)
         self._prompts: set[tuple[str, str]] = set()
+        self._vocabulary: dict[str, int] = {}
         self._answered = 0
         self._routes: dict[tuple[str, str], Callable[[Request, Reply], Awaitable[None] | None]] = {
             ("GET", "/health"): self._health,
@@ -37,13 +40,17 @@ class Routes:
             ("GET", "/v1/models"): self._models,
             ("POST", "/v1/chat/completions"): self._chat,
             ("POST", "/v1/completions"): self._completion,
+            ("POST", tokenize_wire.TOKENIZE): self._tokenize,
+            ("POST", tokenize_wire.DETOKENIZE): self._detokenize,
+            ("POST", "/v1/embeddings"): self._embeddings,
+            ("POST", "/v1/rerank"): self._rerank,
             ("POST", "/fake/knobs"): self._turn,
             ("GET", "/fake/seen"): self._tell_seen,
         }
 
     async def handle(self, request: Request, reply: Reply) -> None:
         """Answer one request (an http1.Handler)."""
-        if request.path.startswith("/v1/"):
+        if request.path.startswith(("/v1/", "/tokenize", "/detokenize")):
             self._remember(request)
         if not request.path.startswith("/fake/"):
             await self._be_unwell(request)
@@ -126,6 +133,26 @@ class Routes:
     async def _completion(self, request: Request, reply: Reply) -> None:
         await self._answer(read_completion(request.body, self.knobs), reply)
 
+    def _tokenize(self, request: Request, reply: Reply) -> None:
+        count = tokenize_wire.parse_tokenize(request.body, self.knobs.served_name)
+        words = (text_of(count.messages) if count.text is None else count.text).split()
+        tokens = [self._vocabulary.setdefault(word, len(self._vocabulary)) for word in words]
+        shown = words if count.strings else None
+        reply.json(200, tokenize_wire.counted(tokens, self.knobs.context_tokens, shown))
+
+    def _detokenize(self, request: Request, reply: Reply) -> None:
+        words = list(self._vocabulary)
+        tokens = tokenize_wire.parse_detokenize(request.body, self.knobs.served_name)
+        if any(token >= len(words) for token in tokens):
+            raise BadRequest("no such token", param="tokens")
+        reply.json(200, {"prompt": " ".join(words[token] for token in tokens)})
+
+    def _embeddings(self, request: Request, reply: Reply) -> None:
+        reply.json(200, fake_vectors.embeddings(read_object(request.body)))
+
+    def _rerank(self, request: Request, reply: Reply) -> None:
+        reply.json(200, fake_vectors.rerank(read_object(request.body)))
+
     async def _answer(self, ask: Ask, reply: Reply) -> None:
         salted = (ask.salt, ask.prompt)
         cached = ask.prompt_tokens - 1 if self.knobs.prefix_cache and salted in self._prompts else 0
@@ -143,8 +170,8 @@ class Routes:
             async for piece in tokens:
                 pieces.append(piece)
                 if len(pieces) == self.knobs.truncate_after_tokens:
-                    return _send_half(shapes.whole("".join(pieces)), reply)
-        reply.json(200, shapes.whole("".join(pieces)))
+                    return _send_half(shapes.whole(pieces), reply)
+        reply.json(200, shapes.whole(pieces))
 
     async def _stream(self, job: Job, shapes: Shapes, reply: Reply) -> None:
         reply.start()
@@ -153,7 +180,7 @@ class Routes:
         sent = 0
         async with aclosing(self._model.tokens(job)) as tokens:
             async for piece in tokens:
-                await reply.send(http1.sse(shapes.piece(piece)))
+                await reply.send(http1.sse(shapes.piece(piece, sent)))
                 sent += 1
                 if sent == self.knobs.truncate_after_tokens:
                     return reply.transport.close()

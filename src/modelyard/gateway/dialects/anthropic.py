@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
@@ -16,7 +17,7 @@ from modelyard.gateway.dialects.anthropic_request import (
     chat_tools,
     ignored,
 )
-from modelyard.gateway.dialects.bounds import read_call
+from modelyard.gateway.dialects.bounds import native_body, read_call
 from modelyard.gateway.dialects.chat import decode
 from modelyard.gateway.dialects.dialect import CHAT, COUNT_TOKENS, MESSAGES, TOKENIZE, Lane, Spoken, as_chat
 from modelyard.gateway.dialects.native import MESSAGE_ENDS, NativeSpeaker
@@ -69,7 +70,7 @@ def read_messages(body: bytes, request_id: str) -> Spoken:
         endpoint=MESSAGES,
         over=CHAT,
         parsed=as_chat(chat_fields(call), NAMES),
-        native=lambda model: msgspec.json.encode(msgspec.structs.replace(call, model=model)),
+        native=partial(native_body, call),
         native_speaker=NativeSpeaker(MESSAGE_ENDS),
         speaker=MessagesSpeaker(f"msg_{request_id.removeprefix('req_')}", call.model),
         names=NAMES,
@@ -85,7 +86,7 @@ def read_count(body: bytes, request_id: str) -> Spoken:
         endpoint=COUNT_TOKENS,
         over=TOKENIZE,
         parsed=parsed_tokenize({name: value for name, value in fields.items() if value is not None}),
-        native=lambda model: msgspec.json.encode(msgspec.structs.replace(call, model=model)),
+        native=partial(native_body, call),
         native_speaker=None,
         speaker=CountSpeaker(),
         names=NAMES,

@@ -41,6 +41,11 @@ def read_call(body: bytes, kind: type[CallT]) -> tuple[CallT, frozenset[str]]:
     return call, frozenset(fields).difference(kind.__struct_fields__)
 
 
+def native_body(call: msgspec.Struct, changes: dict[str, Any]) -> bytes:
+    """A checked call for an engine that has the endpoint itself: what the types know of it, with `changes`."""
+    return msgspec.json.encode({**msgspec.to_builtins(call), **changes})
+
+
 def explained(error: msgspec.ValidationError) -> Refusal:
     """What msgspec found, as a refusal that names the field."""
     match = _AT.match(str(error))

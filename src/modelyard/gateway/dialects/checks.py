@@ -54,7 +54,9 @@ def expectation(call: AnyCall) -> Expectation | None:
     """None for the usual request, which expects nothing that could be checked."""
     if type(call) is not ChatCall or (call.tools is None and call.response_format is None):
         return None
-    tools = frozenset(name for tool in call.tools or () if (name := _inner(tool, "function").get("name")))
+    names = (_inner(tool, "function").get("name") for tool in call.tools or ())
+    # What a tool's name may be is the engine's to say; no answer can call one that is no text.
+    tools = frozenset(name for name in names if name and isinstance(name, str))
     form = call.response_format or {}
     schema: Any = None
     if form.get("type") == "json_object":

@@ -57,8 +57,7 @@ class Speaker(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Sending:
+class Sending(msgspec.Struct, frozen=True):
     """Where a request goes at the engine, with which body, and who turns the answer back (None: nobody need).
     `names` are those of the engine's fields that the client calls otherwise."""
 
@@ -71,13 +70,13 @@ class Sending:
 @dataclass(frozen=True, slots=True)
 class Spoken:
     """A request in a dialect. `parsed` is the same as a request to `over`, which says what it may cost; `native` is
-    its body for an engine that has the endpoint itself, given the engine's name of the model. `names` are those of chat
-    fields that the dialect calls otherwise; `stripped` are fields that it does not know."""
+    its body for an engine that has the endpoint itself, with the fields that it is given in place of the client's.
+    `names` are those of chat fields that the dialect calls otherwise; `stripped` are fields that it does not know."""
 
     endpoint: str
     over: str
     parsed: Parsed
-    native: Callable[[str], bytes]
+    native: Callable[[dict[str, Any]], bytes]
     native_speaker: Speaker | None
     speaker: Speaker | None
     names: dict[str, str]

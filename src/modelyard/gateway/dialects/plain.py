@@ -3,12 +3,13 @@ answer them."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 
 import msgspec
 from msgspec import Struct
 
-from modelyard.gateway.dialects.bounds import Name, Object
+from modelyard.gateway.dialects.bounds import Name, Object, native_body
 from modelyard.gateway.dialects.dialect import Spoken
 from modelyard.gateway.fields import AnyCall, Parsed
 
@@ -27,8 +28,9 @@ class PlainCall(Struct, kw_only=True, omit_defaults=True):
         return None
 
     @property
-    def max_tokens(self) -> None:
-        return None
+    def max_tokens(self) -> int:
+        """No answer of tokens: nothing is reserved for one."""
+        return 0
 
     @property
     def n(self) -> None:
@@ -46,7 +48,7 @@ def plain(endpoint: str, call: PlainCall, unknown: frozenset[str]) -> Spoken:
         endpoint=endpoint,
         over=endpoint,
         parsed=Parsed(fields, compact, cast("AnyCall", call), frozenset()),
-        native=lambda model: msgspec.json.encode(msgspec.structs.replace(call, model=model)),
+        native=partial(native_body, call),
         native_speaker=None,
         speaker=None,
         names={},

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
-from modelyard.gateway.dialects.bounds import read_call
+from modelyard.gateway.dialects.bounds import native_body, read_call
 from modelyard.gateway.dialects.chat import decode
 from modelyard.gateway.dialects.dialect import CHAT, RESPONSES, Lane, Spoken, as_chat
 from modelyard.gateway.dialects.native import RESPONSE_ENDS, NativeSpeaker
@@ -41,7 +42,7 @@ def read_responses(body: bytes, request_id: str) -> Spoken:
         over=CHAT,
         parsed=as_chat(chat_fields(call), NAMES),
         # An engine that would keep responses is told not to.
-        native=lambda model: msgspec.json.encode(msgspec.structs.replace(call, model=model, store=False)),
+        native=partial(native_body, msgspec.structs.replace(call, store=False)),
         native_speaker=NativeSpeaker(RESPONSE_ENDS),
         speaker=ResponsesSpeaker(frame),
         names=NAMES,

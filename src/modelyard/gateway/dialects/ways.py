@@ -5,7 +5,7 @@ from __future__ import annotations
 from modelyard.gateway.dialects.both_names import BothNamesSpeaker
 from modelyard.gateway.dialects.checks import CheckingSpeaker, PlainSpeaker, expectation
 from modelyard.gateway.dialects.dialect import CHAT, Sending, Speaker, Spoken, renamed
-from modelyard.gateway.fields import Parsed, upstream_body
+from modelyard.gateway.fields import Parsed, salt_of, upstream_body
 from modelyard.gateway.refusals import Refusal
 from modelyard.records.topology import Deployment
 
@@ -35,15 +35,21 @@ def spoken(asked: Spoken, deployment: Deployment) -> Sending:
     if asked.stripped and deployment.policy.unknown_fields == "refuse":
         name = min(asked.stripped)[:64]
         raise Refusal(400, f"unknown field {name!r}", code="unknown_parameter", param=name)
-    if asked.endpoint in deployment.endpoints:
-        return Sending(asked.endpoint, asked.native(deployment.engine_model), asked.native_speaker, _NO_NAMES)
-    if asked.over == asked.endpoint or asked.over not in deployment.endpoints:
+    native, parsed = asked.endpoint in deployment.endpoints, asked.parsed
+    translated = asked.over != asked.endpoint and asked.over in deployment.endpoints
+    if not native and not translated:
         raise _not_served(asked.endpoint, deployment)
     try:
-        body = upstream_body(asked.parsed, deployment)
+        body = upstream_body(parsed, deployment)
     except Refusal as refusal:
         raise renamed(refusal, asked.names) from None
-    speaker, expected = asked.speaker, expectation(asked.parsed.call)
+    # A field that the engine is not to have, or not as it came, is left out of the chat: the request goes that way.
+    if native and not (translated and (parsed.stripped or parsed.bounded)):
+        changes = {"model": deployment.engine_model}
+        if asked.over == CHAT and deployment.cache_salt and deployment.policy.salted:
+            changes["cache_salt"] = salt_of(parsed.key_id)
+        return Sending(asked.endpoint, asked.native(changes), asked.native_speaker, _NO_NAMES)
+    speaker, expected = asked.speaker, expectation(parsed.call)
     if speaker is not None and expected is not None:
         speaker = CheckingSpeaker(speaker, expected)
     return Sending(asked.over, body, speaker, asked.names)

@@ -1,4 +1,4 @@
-"""Hosts that are none, and some that are: each has made some server take one path for another, or one caller for another
+"""Hosts that are none, and some that are: their like has made servers take one path, or one caller, for another
 (BadHost, CVE-2026-48710)."""
 
 from __future__ import annotations

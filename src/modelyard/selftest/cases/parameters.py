@@ -140,7 +140,7 @@ UNKNOWN: dict[str, Any] = {
     "prompt_embeds": "gAN9",
     "cache_salt": "another tenant's",
     "kv_transfer_params": {"remote_host": "10.0.0.1"},
-    "vllm_xargs": {"a": "b"},
+    "extra_args": {"a": "b"},
     "mm_processor_kwargs": {"max_pixels": HUGE},
     "guided_json": {"type": "object"},
     "guided_regex": "(a+)+$",

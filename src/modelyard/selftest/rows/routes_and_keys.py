@@ -155,9 +155,9 @@ async def _try(gateway: GatewayProcess, cell: Cell, credential: bytes, tally: Ta
 ROW = Row(
     key="34",
     name="routes, keys, methods and Hosts",
-    claim="Every cell of route by method by key answers what the route table declares and nothing looser; no Host, good "
-    f"or one of {len(BAD_HOSTS)} bad ones, moves a request to another route or past its key; paths that are no route "
-    "do not exist.",
+    claim="Every cell of route by method by key answers what the route table declares and nothing looser; no Host, "
+    f"good or one of {len(BAD_HOSTS)} bad ones, moves a request to another route or past its key; paths that are no "
+    "route do not exist.",
     unit="cells",
     full=len(list(cells())),
     short=600,

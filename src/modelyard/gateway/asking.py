@@ -1,0 +1,38 @@
+"""What a door is told of a request before it is let in, and of its seat when that is given back."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Asking(msgspec.Struct, frozen=True):
+    """What a door needs to know of a request. `tokens` is what it may cost: prompt, estimated, and the longest answer.
+    A higher `priority` goes first; within one, keys share by their `weight`. `size_bytes` is what it holds of our
+    memory while it waits. `excluded` are replicas that have failed it already.
+
+    A frozen dataclass would take 1.2 µs to make, for every request; this takes 0.2."""
+
+    key_id: str = ""
+    priority: int = 0
+    tokens: int = 0
+    excluded: frozenset[str] = frozenset()
+    weight: float = 1.0
+    size_bytes: int = 0
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What a seat's holder learned of the replica. Times count from when it was seated, 0 where it never came to it:
+    `first_delta_s` to the first piece of a stream, `held_s` to the end. `tokens` is what it did cost, `prompt_tokens`
+    those of them that the engine had to read before the first delta (not those from its prefix cache).
+    "withdrawn" says nothing of the replica: the client left, or nothing was sent."""
+
+    kind: Literal["answered", "failed", "withdrawn"]
+    first_delta_s: float = 0.0
+    tokens: int = 0
+    held_s: float = 0.0
+    prompt_tokens: int = 0
+
+
+WITHDRAWN = Result("withdrawn")
