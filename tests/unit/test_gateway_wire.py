@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from modelyard.gateway.connections import Connections, source_of
 from modelyard.gateway.limits import WireLimits
 from modelyard.gateway.refusals import Refusal
 from modelyard.gateway.routes import ROUTES, find, is_host, origin_form
-from modelyard.selftest.http_cases import CASES, HttpCase
+from modelyard.selftest.cases.http import CASES, HttpCase
 
 FEW = WireLimits(connections=5, connections_per_address=2)
 
@@ -154,6 +156,44 @@ def test_the_rest_of_a_last_answer_may_be_read_at_the_same_rate(world: World, mo
     assert not to_client.aborted
     later(world, client, monkeypatch, 10.5)
     assert to_client.aborted
+
+
+# Memory.
+
+
+def test_chunks_of_next_to_nothing_are_not_read_for_long(tmp_path: Path) -> None:
+    world = World(tmp_path, WireLimits(framing_bytes=5_000))
+    client, to_client = world.client()
+    head = post(b"", "transfer-encoding: chunked").replace(b"content-length: 0\r\n", b"")
+    client.data_received(head)
+    for _ in range(10):
+        client.data_received(b"1\r\nx\r\n" * 50 + b"64\r\n" + b"y" * 100 + b"\r\n")
+        assert to_client.take() == b""
+    for _ in range(10):
+        client.data_received(b"1\r\nx\r\n" * 50)
+    assert statuses(to_client.take()) == (431,)
+
+
+def test_a_body_in_tiny_pieces_is_whole(world: World) -> None:
+    client, to_client = world.client()
+    request = body_of(20_000)
+    for start in range(0, len(request), 7):
+        client.data_received(request[start : start + 7])
+    assert statuses(to_client.take()) == (400,)
+    assert [record.bytes_in for record in world.records()] == [20_000]
+
+
+def test_what_a_connection_held_is_gone_with_it_and_does_not_wait_for_the_collector(world: World) -> None:
+    client, to_client = world.client()
+    client.data_received(body_of(10_000)[:5_000])
+    held = weakref.ref(client.receiving)  # type: ignore[type-var]
+    gc.disable()
+    try:
+        to_client.lose()
+        del client, to_client
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 # Places.

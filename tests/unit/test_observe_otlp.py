@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 from journal_records import answered
-
 from modelyard.observe.metrics import Metrics
 from modelyard.observe.otlp import metrics, traces
 from modelyard.records.journal import Attempt

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections import deque
 from time import monotonic as now
 from typing import cast
@@ -19,6 +20,11 @@ from modelyard.gateway.request import HeadMemo, Request
 from modelyard.gateway.routes import find, is_host, origin_form
 from modelyard.gateway.turns import LARGE_BODY_BYTES
 from modelyard.gateway.worker import Worker
+
+_SMALL_PART_BYTES = 256
+_MERGED_PART_BYTES = 4096
+# struct linger: on, with no time to linger.
+_RESET = struct.pack("ii", 1, 0)
 
 
 class ClientConnection(asyncio.Protocol):
@@ -83,6 +89,10 @@ class ClientConnection(asyncio.Protocol):
         self._transport = None
         self._connections.discard(self)
         self._waiting.clear()
+        self._parts.clear()
+        self.receiving = None
+        # It holds us and we hold it: what hangs on that waits for the collector, which is made to come rarely.
+        del self._parser
         if self.exchange is not None:
             self.exchange.client_gone()
 
@@ -110,14 +120,16 @@ class ClientConnection(asyncio.Protocol):
         except httptools.HttpParserError:
             self._refuse_and_close(Refusal(400, "the request is not valid HTTP/1.1", code="bad_request"))
         else:
-            if request is not None and request is self.receiving and request.received == before:
-                self._check_unproductive(request, len(data))
+            if request is not None and request is self.receiving and request.received - before != len(data):
+                self._check_unproductive(request, len(data), request.received - before)
 
-    def _check_unproductive(self, request: Request, size: int) -> None:
+    def _check_unproductive(self, request: Request, size: int, body: int) -> None:
         """Reads that brought no body: a head, a trailer or chunk sizes that go on and on. The parser holds a field
-        until it ends, so its size is not seen otherwise."""
-        request.unproductive += size
-        if request.unproductive > self._wire.head_bytes:
+        until it ends, so its size is not seen otherwise. Or that brought little of it, in chunks of next to nothing."""
+        if not body:
+            request.unproductive += size
+        request.framing += size - body
+        if request.unproductive > self._wire.head_bytes or request.framing > self._wire.framing_bytes:
             self._refuse_and_close(_head_too_large())
 
     def pause_writing(self) -> None:
@@ -250,8 +262,14 @@ class ClientConnection(asyncio.Protocol):
         request.received += len(body)
         if request.received > self._wire.body_bytes:
             raise self._body_too_large()
-        if request.refusal is None:
-            self._parts.append(body)
+        if request.refusal is not None:
+            return
+        parts = self._parts
+        if len(body) < _SMALL_PART_BYTES and parts and len(parts[-1]) < _MERGED_PART_BYTES:
+            # An object for each of a million tiny pieces would weigh forty times what they hold.
+            parts[-1] += body
+        else:
+            parts.append(body)
 
     def on_message_complete(self) -> None:
         request, self.receiving = self.receiving, None
@@ -316,8 +334,15 @@ class ClientConnection(asyncio.Protocol):
         self._linger(self._transport)
 
     def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
+        """Reset the connection. Closing alone would leave what was not read with the kernel, for a client that takes a
+        byte now and then, for as long as it likes."""
+        transport = self._transport
+        if transport is None:
+            return
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        transport.abort()
 
     def expire(self) -> None:
         """The sweep found the deadline passed: who kept up has another one, a slow sender is told so, anyone else is

@@ -12,6 +12,7 @@ class WireLimits:
     head_bytes: int = 16 * 1024
     header_fields: int = 100
     body_bytes: int = 8 * 1024 * 1024
+    framing_bytes: int = 1024 * 1024
     head_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
     least_bytes_per_s: int = 1024
@@ -35,7 +36,7 @@ class FieldLimits:
     """Bounds on what a request may ask for; beyond them it is refused, naming the field."""
 
     json_depth: int = 64
-    json_values: int = 250_000
+    json_values: int = 150_000
     string_characters: int = 4 * 1024 * 1024
     messages: int = 4096
     choices: int = 8
@@ -47,7 +48,7 @@ class FieldLimits:
     schema_bytes: int = 64 * 1024
     schema_depth: int = 16
     pattern_characters: int = 512
-    prompt_tokens: int = 250_000
+    prompt_tokens: int = 131_072
     max_tokens: int = 1_048_576
     inputs: int = 2048
 

@@ -29,6 +29,7 @@ class Request:
     content_length = 0
     received = 0
     unproductive = 0
+    framing = 0
     coded = expects = has_body = admitted = two_secrets = False
     keep_alive = chunked_allowed = True
     refusal: Refusal | None = None

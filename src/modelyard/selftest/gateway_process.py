@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from modelyard.gateway.listen import listening_socket
 from modelyard.observe.journal import BEGINNING, read_journal
 from modelyard.records.base import encode
 from modelyard.records.journal import RequestRecord
@@ -30,9 +30,7 @@ class GatewayProcess:
     def __init__(self, state: StateDirectory, *, backlog: int = 1024) -> None:
         self.state = state
         self.key = f"my_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}"
-        self.listener = socket.socket()
-        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.listener.bind(("127.0.0.1", 0))
+        self.listener = listening_socket("127.0.0.1", 0)
         self.listener.listen(backlog)
         self.port: int = self.listener.getsockname()[1]
         self.process: subprocess.Popen[bytes] | None = None

@@ -1,0 +1,1 @@
+"""What campaigns send: tables of cases, shared with the tests."""
