@@ -174,6 +174,17 @@ def test_chunks_of_next_to_nothing_are_not_read_for_long(tmp_path: Path) -> None
     assert statuses(to_client.take()) == (431,)
 
 
+def test_what_follows_a_refusal_is_thrown_away_but_not_without_end(tmp_path: Path) -> None:
+    world = World(tmp_path, WireLimits(body_bytes=4096))
+    client, to_client = world.client()
+    client.data_received(post(b"x" * 5000))
+    assert statuses(to_client.take()) == (413,)
+    client.data_received(b"x" * 4000)
+    assert not to_client.aborted
+    client.data_received(b"x" * 4000)
+    assert to_client.aborted
+
+
 def test_a_body_in_tiny_pieces_is_whole(world: World) -> None:
     client, to_client = world.client()
     request = body_of(20_000)

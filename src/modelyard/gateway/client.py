@@ -40,6 +40,7 @@ class ClientConnection(asyncio.Protocol):
         "_parser",
         "_parts",
         "_serving",
+        "_thrown_away",
         "_transport",
         "_waiting",
         "_wire",
@@ -64,6 +65,7 @@ class ClientConnection(asyncio.Protocol):
         self.paused = False
         # Deaf: what arrives is thrown away, because what came before it cannot be a request.
         self._deaf = False
+        self._thrown_away = 0
         self._serving = False
         self._parts: list[bytes] = []
         self._head_in = b""
@@ -98,6 +100,10 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
+            # Thrown away, but not without end: the answer has had its time to arrive.
+            self._thrown_away += len(data)
+            if self._thrown_away > self._wire.body_bytes:
+                self.abort()
             return
         request = self.receiving
         self._head_in = b""
