@@ -113,11 +113,13 @@ class Desk:
             return None
         return door, seats
 
-    def close(self) -> None:
-        """This worker owns nothing any more: what others hold is theirs to declare to the next owner."""
+    def close(self, expected: int) -> None:
+        """This worker owns nothing any more: what others hold is theirs to declare to the next owner. Of them
+        `expected` are to come yet, or more have: whoever steps down while it still counts must not forget those that
+        did not find it in time."""
         self._early.clear()
         # Each of them, and this worker beside them.
-        everyone = Members(len(self.links) + 1)
+        everyone = Members(max(len(self.links), expected) + 1)
         for link in list(self.links):
             link.send(everyone)
             link.give_up()

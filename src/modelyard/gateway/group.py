@@ -265,8 +265,8 @@ class Group:
         desk, self._desk = self._desk, None
         if desk is None:
             return
+        desk.close(0 if self.is_here else self._members)
         self.is_here = False
-        desk.close()
         for door in self._doors.values():
             for ticket in door.withdraw():
                 self._move(door, ticket)
