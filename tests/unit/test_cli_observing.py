@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from journal_records import answered, choice, write
 from msgspec.structs import replace
 
+from journal_records import answered, choice, write
 from modelyard.cli import app as cli
 from modelyard.cli.durations import seconds
 from modelyard.clock import SYSTEM

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from journal_records import answered, write
 
+from journal_records import answered, write
 from modelyard.observe import backwards
 from modelyard.observe.backwards import find, lines_backwards, newest
 

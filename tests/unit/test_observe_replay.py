@@ -6,9 +6,9 @@ from typing import Literal
 
 from hypothesis import given
 from hypothesis import strategies as st
-from journal_records import answered, choice
 from msgspec.structs import replace
 
+from journal_records import answered, choice
 from modelyard.gateway.balance import choose
 from modelyard.gateway.entry import admit
 from modelyard.observe.replay import WhatIf, replay, sampled

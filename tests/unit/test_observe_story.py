@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
-from journal_records import answered, choice
 from msgspec.structs import replace
 
+from journal_records import answered, choice
 from modelyard.observe.advice import advice
 from modelyard.observe.events import AccessEvent, ErrorEvent, PerformanceEvent, events_of
 from modelyard.observe.story import tell
