@@ -259,6 +259,28 @@ async def test_who_steps_down_keeps_its_seats_and_its_queue_moves(workers: Worke
         assert forgotten.seats is None and other.in_flight == CAP
 
 
+async def test_who_steps_down_while_it_counts_does_not_make_the_next_owner_forget_anybody(workers: Workers) -> None:
+    """A reload tells all old workers to step aside, the owner first: the next one owns for a moment."""
+    shape = deployment(replicas=replicas("l0", cap=3))
+    first, *others = [await workers.start(shape, of=3) for _ in range(3)]
+    held = [one.ask() for one in (first, *others)]
+    await workers._eventually(lambda: all(one.seats for one in held))  # type: ignore[reportPrivateUsage]
+    newcomer = first.ask()
+    first.group.step_down()
+    while True:
+        counting = [one for one in others if one.group._desk is not None]  # type: ignore[reportPrivateUsage]
+        if counting:
+            break
+        await asyncio.sleep(0)
+    assert not counting[0].group.is_here, "it has not counted yet"
+    counting[0].group.step_down()
+    [last] = [one for one in others if one is not counting[0]]
+    assert await workers.one_owner(first, *others) is last
+    assert last.in_flight == 3 and newcomer.seats is None
+    last.leave(held[1 + others.index(last)])
+    await workers._eventually(lambda: newcomer.seats is not None)  # type: ignore[reportPrivateUsage]
+
+
 async def test_without_an_owner_who_waits_is_told_at_the_deadline(folder: Path) -> None:
     doors: dict[str, Admission] = {}
     group = Group(folder / "admission.sock", 2, doors, lambda: None)

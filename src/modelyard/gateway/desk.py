@@ -49,14 +49,15 @@ class _Held:
 class Desk:
     """`doors` are this worker's own, which are everyone's now. `look` reads the topology anew: another worker may have
     read it first. `alone` while no worker is linked. While `is_counting` nobody gets a seat: what others hold is not
-    known yet."""
+    known yet, and `expected` of them are to be heard."""
 
     def __init__(
-        self, doors: Mapping[str, Admission], look: Callable[[], None], on_declared: Callable[[], None]
+        self, doors: Mapping[str, Admission], look: Callable[[], None], on_declared: Callable[[], None], expected: int
     ) -> None:
-        self.doors, self.look, self._on_declared = doors, look, on_declared
+        self.doors, self.look, self._on_declared, self._expected = doors, look, on_declared, expected
         self.links: set[Link] = set()
         self.is_counting = True
+        self._is_closed = False
         self.alone = asyncio.Event()
         self.alone.set()
         self._early: list[tuple[Link, Ask]] = []
@@ -70,6 +71,10 @@ class Desk:
         return sum(link.has_declared for link in self.links)
 
     def came(self, link: Link) -> None:
+        if self._is_closed:
+            # It dialled while this desk was still open: it dials again, and finds the next owner.
+            link.abort()
+            return
         self.links.add(link)
         self.alone.clear()
         self._tell_members()
@@ -80,9 +85,15 @@ class Desk:
             self.alone.set()
         self._tell_members()
 
+    def _members(self) -> int:
+        """The others. Who ends while it still counts must not make the next owner forget those that did not find it in
+        time: their seats would be given twice."""
+        return max(len(self.links), self._expected) if self.is_counting else len(self.links)
+
     def _tell_members(self) -> None:
+        members = Members(self._members())
         for link in self.links:
-            link.send(Members(len(self.links)))
+            link.send(members)
 
     def has_declared(self) -> None:
         self._on_declared()
@@ -113,13 +124,12 @@ class Desk:
             return None
         return door, seats
 
-    def close(self, expected: int) -> None:
-        """This worker owns nothing any more: what others hold is theirs to declare to the next owner. Of them
-        `expected` are to come yet, or more have: whoever steps down while it still counts must not forget those that
-        did not find it in time."""
+    def close(self) -> None:
+        """This worker owns nothing any more: what others hold is theirs to declare to the next owner."""
+        self._is_closed = True
         self._early.clear()
         # Each of them, and this worker beside them.
-        everyone = Members(max(len(self.links), expected) + 1)
+        everyone = Members(self._members() + 1)
         for link in list(self.links):
             link.send(everyone)
             link.give_up()

@@ -177,6 +177,7 @@ class Group:
                 await asyncio.sleep(RETRY_EVERY_S)
                 continue
             self._declare(link)
+            await link.answered(RECOUNT_WITHIN_S / 2)
             await link.over.wait()
             self._link = None
 
@@ -194,7 +195,7 @@ class Group:
         for door in self._doors.values():
             assert isinstance(door, SharedDoor)
             door.begin_to_own(monotonic())
-        self._desk = Desk(self._doors, self.look, self._hear_declared)
+        self._desk = Desk(self._doors, self.look, self._hear_declared, self._members)
         # Bound under another name first: whoever dials finds a socket that listens, or none.
         fresh = self._address.with_name(f"{self._address.name}.{secrets.token_hex(4)}")
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -202,7 +203,12 @@ class Group:
         os.chmod(fresh, 0o600)
         sock.listen(64)
         os.rename(fresh, self._address)
-        self._server = await asyncio.get_running_loop().create_unix_server(self._desk.link, sock=sock)
+        server = await asyncio.get_running_loop().create_unix_server(self._desk.link, sock=sock)
+        if self._may_own:
+            self._server = server
+        else:
+            # Told to step down meanwhile: whoever has dialled already dials again.
+            server.close()
 
     def _hear_declared(self) -> None:
         if self._desk is not None and self._desk.declared() >= self._members:
@@ -210,7 +216,7 @@ class Group:
 
     async def _recount(self) -> None:
         """Until the others have said what they hold; then we own, and whoever waits here enters."""
-        if self._members > 0:
+        if self._members > 0 and self._may_own:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._recounted.wait(), RECOUNT_WITHIN_S)
         desk = self._desk
@@ -265,8 +271,8 @@ class Group:
         desk, self._desk = self._desk, None
         if desk is None:
             return
-        desk.close(0 if self.is_here else self._members)
         self.is_here = False
+        desk.close()
         for door in self._doors.values():
             for ticket in door.withdraw():
                 self._move(door, ticket)
@@ -299,9 +305,19 @@ class _LinkToOwner(Frames):
     def __init__(self, group: Group) -> None:
         super().__init__(ToWorker)
         self._group = group
-        self.over = asyncio.Event()
+        self._heard, self.over = asyncio.Event(), asyncio.Event()
+
+    async def answered(self, within_s: float) -> None:
+        """Ends the link where the owner says nothing in reply: a connection that was made just as the owner closed its
+        server can stay open with nobody at its other end (seen with asyncio's loop)."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._heard.wait(), within_s)
+        if not self._heard.is_set():
+            self.abort()
+            self.over.set()
 
     def heard(self, message: object) -> None:
+        self._heard.set()
         match message:
             case Granted():
                 self._group.granted(message)
@@ -313,4 +329,5 @@ class _LinkToOwner(Frames):
                 self.abort()
 
     def ended(self) -> None:
+        self._heard.set()
         self.over.set()
