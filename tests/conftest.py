@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from modelyard import settings
@@ -22,6 +23,9 @@ from modelyard.state import StateDirectory, locked, open_state
 from needs import missing
 
 CHECKOUT = Path(__file__).parents[1]
+# How long an example takes says nothing on a busy machine: hypothesis would call it a failure after 200 ms.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 Condition = Callable[[], object] | Callable[[], Awaitable[object]]
 
 

@@ -21,7 +21,7 @@ from accelerator_outputs import (
     ROCM_SMI,
     SYSTEM_PROFILER,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from modelyard.hardware import amd, apple, ascend, intel, nvidia
@@ -327,7 +327,6 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.one_of(st.text(), pieces))
 def test_whatever_a_tool_prints_is_read_or_refused(text: str) -> None:
     for read in READERS:
@@ -338,7 +337,6 @@ def test_whatever_a_tool_prints_is_read_or_refused(text: str) -> None:
     ascend.cann_version(text)
 
 
-@settings(deadline=None)
 @given(json_values)
 def test_json_of_any_shape_is_read_or_refused(value: object) -> None:
     import msgspec
@@ -348,7 +346,6 @@ def test_json_of_any_shape_is_read_or_refused(value: object) -> None:
             read(msgspec.json.encode(value).decode())
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2**36), st.integers(1, 2**20)), max_size=16))
 def test_as_many_npus_come_out_as_were_printed(usages: list[tuple[int, int]]) -> None:
     rows = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from modelyard.engines.contract import Requirements
@@ -107,7 +107,6 @@ accelerators = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(accelerators, max_size=4), st.permutations(ALL))
 def test_a_choice_names_a_build_that_was_offered_and_every_other_before_it_is_explained(
     found: list[Accelerator], offered: list[BuildNeeds]

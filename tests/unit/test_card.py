@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from gguf_files import ARRAY, I32, LLAMA, STRING, U32, Value, gguf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from modelyard.errors import ModelRefused
@@ -285,7 +285,6 @@ def test_a_config_with_a_wrong_number_is_refused(value: object) -> None:
 SAFETENSORS = safetensors(TWO, 32)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, len(SAFETENSORS) - 1), st.binary(min_size=1, max_size=9)), max_size=5))
 def test_a_mutated_safetensors_header_parses_or_is_refused(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, bytes]]
@@ -304,7 +303,6 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([*QWEN3, "layer_types", "text_config", "rope_scaling", "dtype"]), json_values))
 def test_any_config_gives_a_card_or_is_refused(changes: dict[str, object]) -> None:
     with contextlib.suppress(ModelRefused):

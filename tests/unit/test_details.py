@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from modelyard.hardware.details import Details, Disk, cgroup_version, cpu_list, file_system_of, look
@@ -117,7 +117,6 @@ def test_the_version_of_control_groups(mounts: str, version: str) -> None:
     assert cgroup_version(mounts) == version
 
 
-@settings(deadline=None)
 @given(st.sets(st.integers(0, 300)))
 def test_a_list_of_processors_survives_being_written_as_ranges(cpus: set[int]) -> None:
     ordered, parts = sorted(cpus), list[str]()
@@ -128,7 +127,6 @@ def test_a_list_of_processors_survives_being_written_as_ranges(cpus: set[int]) -
     assert cpu_list(",".join(parts) + "\n") == cpus
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="0123456789-,x \n", max_size=12))
 def test_a_list_of_processors_that_is_none_is_never_an_error(text: str) -> None:
     assert all(0 <= cpu <= 9999 for cpu in cpu_list(text))

@@ -7,7 +7,7 @@ import io
 import tracemalloc
 
 from gguf_files import gguf
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from modelyard.errors import ModelRefused
@@ -41,7 +41,6 @@ def check(data: bytes) -> None:
         tracemalloc.stop()
 
 
-@settings(deadline=None)
 @given(edits)
 @example([])
 def test_a_mutated_header_parses_or_is_refused(changes: list[tuple[int, bytes]]) -> None:
@@ -51,13 +50,11 @@ def test_a_mutated_header_parses_or_is_refused(changes: list[tuple[int, bytes]])
     check(bytes(data))
 
 
-@settings(deadline=None)
 @given(st.integers(0, len(GOOD)), st.integers(0, len(GOOD)))
 def test_a_file_with_a_piece_cut_out_parses_or_is_refused(start: int, end: int) -> None:
     check(GOOD[:start] + GOOD[end:])
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_random_bytes_behind_the_magic_number_are_refused_or_parse(tail: bytes) -> None:
     check(b"GGUF\x03\x00\x00\x00" + tail)

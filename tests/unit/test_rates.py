@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from modelyard.engines.contract import Installed
@@ -40,7 +40,6 @@ def calm(**changes: Any) -> Rates:
     return msgspec.structs.replace(plain, **changes)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(1e-9, 1e15), min_size=1))
 def test_a_spread_holds_all_of_its_rounds(values: list[float]) -> None:
     spread = Spread.of(values)
@@ -90,7 +89,6 @@ def test_types_that_were_not_measured_give_no_bound() -> None:
     assert RATES.least_step_s(weight_bytes=1, stored="u8", operations=1, computed="i8", layers=1) is None
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1e12), st.floats(0, 1e15), st.integers(0, 200))
 def test_a_bound_has_its_ends_in_order_and_grows_with_the_work(weights: float, operations: float, layers: int) -> None:
     one = RATES.least_step_s(weight_bytes=weights, stored="u8", operations=operations, computed="f32", layers=layers)
@@ -134,7 +132,6 @@ def test_shares_of_the_time_between_two_looks() -> None:
     assert shares(before, before) == (None, None)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1 << 33), st.integers(0, 1 << 40))
 def test_a_buffer_is_beyond_the_cache_and_leaves_most_of_the_memory(cache_bytes: int, free_bytes: int) -> None:
     size = bandwidth.buffer_size(cache_bytes, free_bytes)
