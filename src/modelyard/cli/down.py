@@ -61,11 +61,12 @@ def _purge(state: StateDirectory) -> None:
     """Only what is ours by name: the state directory may be a folder that holds other things too."""
     for folder in (
         state.store, state.wheels, state.environments, state.package_cache.parent, state.deployments, state.evidence,
-        state.journal,
+        state.journal, state.locks, state.conformance, state.selftest, state.debug,
         state.logs, state.launches, state.sockets,
     ):  # fmt: skip
         shutil.rmtree(folder, ignore_errors=True)
     for file in (
+        state.spending, state.audit, state.exported,
         state.topology, state.keys, state.admin_key, state.yard, state.gateways, state.lease, state.rates,
         state.rates_lock, state.yard_lock, state.layout,
     ):  # fmt: skip
