@@ -83,6 +83,9 @@ class Upstream:
         return counts
 
 
+_REQUEST = b'{"schema":"request/'
+
+
 class JournalRecord(msgspec.Struct):
     """The fields of the gateway's journal that prove what the gateway did for a request."""
 
@@ -106,7 +109,9 @@ class Journal:
                 file.seek(self.offsets.get(path, 0))
                 lines = file.readlines()
                 self.offsets[path] = file.tell()
-            records += [msgspec.json.decode(line, type=JournalRecord) for line in lines]
+            # Between them stand lines that say how far answers were sent.
+            requests = (line for line in lines if line.startswith(_REQUEST))
+            records += [msgspec.json.decode(line, type=JournalRecord) for line in requests]
         return records
 
 
