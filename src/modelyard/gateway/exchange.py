@@ -5,39 +5,30 @@ ends exactly once, in `_end`. Whatever happens first decides: a later event find
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from time import monotonic as now
-from types import MappingProxyType
 from typing import Literal, Protocol
 
 import msgspec
 
-from modelyard.gateway.accounts import Account, Reservation, rate_limit_lines
-from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Result
+from modelyard.gateway.admission import WITHDRAWN, Admission, Queued, Result
+from modelyard.gateway.asked import Asked
 from modelyard.gateway.attempt import Attempt, Failure, Reader
 from modelyard.gateway.breaker import CLOSED, Event
 from modelyard.gateway.debug_window import overheard
-from modelyard.gateway.dialects.dialect import Speaker, renamed
-from modelyard.gateway.dialects.registry import READERS
-from modelyard.gateway.dialects.ways import direct, spoken
-from modelyard.gateway.estimate import answer_tokens, may_use, prompt_tokens
-from modelyard.gateway.fields import AnyCall, parse, usage_asked, warning_of
+from modelyard.gateway.dialects.dialect import renamed
+from modelyard.gateway.estimate import prompt_tokens
 from modelyard.gateway.heads import json_response, stream_head
 from modelyard.gateway.lanes import LAST_CHUNK, Usage, chunk
-from modelyard.gateway.refusals import Refusal, error_event, unavailable, unknown_model
+from modelyard.gateway.refusals import Refusal, error_event, unavailable
 from modelyard.gateway.request import Request
-from modelyard.gateway.resumption import Resumable, resumable
 from modelyard.gateway.seats import Seats
-from modelyard.gateway.trace import parse as parse_trace
 from modelyard.gateway.worker import Worker
 from modelyard.records.decision import Admitted, Decision
 from modelyard.records.journal import Attempt as Tried
 from modelyard.records.journal import Outcome, RequestRecord, UsageSource
-from modelyard.records.topology import Deployment
 
 _NO_USAGE = Usage()
 _FAILED = Result("failed")
-_NONE: frozenset[str] = frozenset()
 _TRIED: dict[str, Literal["refused", "failed", "late"]] = {
     "unconnected": "refused",
     "overloaded": "refused",
@@ -57,48 +48,46 @@ class Client(Reader, Protocol):
         ...
 
 
-class Exchange:
+class Exchange(Asked):
     """One request to one deployment. `attempt` is its sending to a replica, from `seated` until `_end`."""
 
-    ended = stream = usage_asked = False
+    ended = False
     attempts = 0
     bytes_out = 0
     events_before = 0
     seated_at = first_byte_at = 0.0
-    endpoint = ""
-    body = b""
-    speaker: Speaker | None = None
-    resumable: Resumable | None = None
-    names: Mapping[str, str] = MappingProxyType({})
-    warning = b""
-    admission: Admission | None = None
-    asking = Asking()
     ticket: Queued | None = None
     decision: Decision | None = None
     admitted: Admitted | None = None
     attempt: Attempt | None = None
-    reservation: Reservation | None = None
     # What the record ends with.
     cost_pico = 0
-    trace_id = trace_parent = ""
-    trace_lines = b""
     tried: tuple[Tried, ...] = ()
     failed: tuple[Seats, ...] = ()
     resumed = 0
 
     def __init__(self, worker: Worker, client: Client, request: Request) -> None:
-        self.worker, self.client, self.request = worker, client, request
+        super().__init__(worker, request)
+        self.client = client
 
     def begin(self) -> None:
         """Check what is asked and ask for a seat; every refusal is answered here."""
         if self.ended:
             return
         try:
-            admission = self._check()
+            try:
+                admission = self.check()
+            finally:
+                self._overhear()
             admission.requests += 1
             self._enter(admission)
         except Refusal as refusal:
             self._refuse(refusal)
+
+    def _overhear(self) -> None:
+        """While a debug window is open, what this client is told is written down: refusals too."""
+        if self.admission is not None and self.request.at < self.admission.deployment.debug_until:
+            self.client = overheard(self.client, self.worker.debug, self.admission.deployment)
 
     def _enter(self, admission: Admission) -> None:
         """Raises Refusal. What the door decided stands in the record, either way."""
@@ -109,64 +98,6 @@ class Exchange:
             raise
         if ticket is not None:
             self.admitted = ticket.admitted
-
-    def _check(self) -> Admission:
-        """All that can be refused before a seat is asked for. Returns the door to ask at."""
-        request, worker = self.request, self.worker
-        if request.traceparent:
-            self._join_trace(request)
-        endpoint = request.route.endpoint
-        reader = READERS.get(endpoint)
-        asked = reader(request.body, request.id) if reader is not None else None
-        parsed = parse(request.body, endpoint) if asked is None else asked.parsed
-        parsed.key_id = request.key.id
-        call = parsed.call
-        self.stream = call.stream is True
-        self.usage_asked = self.stream and usage_asked(call)
-        admission = worker.admissions.get(call.model)
-        if admission is None:
-            raise unknown_model(call.model)
-        self.admission = admission
-        worker.keyring.authorize(request.key, call.model, endpoint)
-        deployment = admission.deployment
-        if request.at < deployment.debug_until:
-            self.client = overheard(self.client, worker.debug, deployment)
-        sending = direct(parsed, endpoint, deployment) if asked is None else spoken(asked, deployment)
-        self.endpoint, self.body, self.speaker = sending.endpoint, sending.body, sending.speaker
-        self.names = sending.names
-        if self.stream and asked is None and deployment.policy.failover.on_broken_stream == "resume":
-            self.resumable = self._kept_for_resumption(call, deployment)
-        if request.route.shape == "anthropic":
-            self.warning = b"request-id: %b\r\n" % request.id.encode()
-        if asked is not None and asked.stripped:
-            parsed.stripped = parsed.stripped | asked.stripped
-        if parsed.stripped or parsed.bounded:
-            self.warning += warning_of(parsed)
-        key = request.key
-        tokens = prompt_tokens(len(request.body)) + answer_tokens(call) * (call.n or 1)
-        self.asking = Asking(key.id, key.priority, tokens, _NONE, key.weight, len(self.body))
-        if line := worker.accounts.line(request.key):
-            self._reserve(line, call, admission)
-        return admission
-
-    def _kept_for_resumption(self, call: AnyCall, deployment: Deployment) -> Resumable | None:
-        chunked = self.request.chunked_allowed
-        found = resumable(call, self.endpoint, deployment, self.body, self.speaker, chunked=chunked)
-        self.speaker = found or self.speaker
-        return found
-
-    def _join_trace(self, request: Request) -> None:
-        """The client's trace goes on through us to the engine."""
-        trace = parse_trace(request.traceparent, request.tracestate)
-        if trace is not None:
-            self.trace_id, self.trace_parent = trace.trace_id, trace.parent()
-            self.trace_lines = trace.onward(request.id)
-
-    def _reserve(self, line: tuple[Account, ...], call: AnyCall, admission: Admission) -> None:
-        request, at = self.request, now()
-        asked = may_use(call, len(request.body), admission.deployment, request.at)
-        self.reservation = self.worker.accounts.reserve(line, asked, at)
-        self.warning += rate_limit_lines(line, at).encode()
 
     # Admission's side.
 
