@@ -11,7 +11,6 @@ from typing import Literal, Protocol
 import msgspec
 
 from modelyard.gateway.admission import WITHDRAWN, Admission, Queued, Result
-from modelyard.gateway.asked import Asked
 from modelyard.gateway.attempt import Attempt, Failure, Reader
 from modelyard.gateway.breaker import CLOSED, Event
 from modelyard.gateway.debug_window import overheard
@@ -19,9 +18,10 @@ from modelyard.gateway.dialects.dialect import renamed
 from modelyard.gateway.estimate import prompt_tokens
 from modelyard.gateway.heads import json_response, stream_head
 from modelyard.gateway.lanes import LAST_CHUNK, Usage, chunk
-from modelyard.gateway.refusals import Refusal, error_event, unavailable
+from modelyard.gateway.refusals import POISON_REQUEST, Refusal, error_event, unavailable
 from modelyard.gateway.request import Request
 from modelyard.gateway.seats import Seats
+from modelyard.gateway.suspected import Suspected
 from modelyard.gateway.worker import Worker
 from modelyard.records.decision import Admitted, Decision
 from modelyard.records.journal import Attempt as Tried
@@ -48,7 +48,7 @@ class Client(Reader, Protocol):
         ...
 
 
-class Exchange(Asked):
+class Exchange(Suspected):
     """One request to one deployment. `attempt` is its sending to a replica, from `seated` until `_end`."""
 
     ended = False
@@ -80,6 +80,8 @@ class Exchange(Asked):
             finally:
                 self._overhear()
             admission.requests += 1
+            if admission.suspects:
+                self.suspect(admission)
             self._enter(admission)
         except Refusal as refusal:
             self._refuse(refusal)
@@ -118,6 +120,8 @@ class Exchange(Asked):
     def attempt_begins_answer(self, attempt: Attempt) -> bytes:
         if attempt.seats.breaker.state == "half_open":
             self._learn(attempt.seats, "answered")
+        if self.asking.suspect and self.admission is not None:
+            self.passed(self.admission, attempt, resumed=bool(self.first_byte_at))
         if self.first_byte_at:
             return b""
         self.first_byte_at = now()
@@ -148,6 +152,8 @@ class Exchange(Asked):
             return
         if failure.kind == "unconnected":
             attempt.seats.refusing = True
+        if self.admission is not None:
+            self.lost(self.admission, attempt, failure)
         self._learn(attempt.seats, failure.event)
         if self.first_byte_at:
             if not self._resume(attempt, failure):
@@ -183,9 +189,10 @@ class Exchange(Asked):
         assert admission is not None
         self._note(attempt, failure)
         self.attempt = None
-        self.asking = msgspec.structs.replace(self.asking, excluded=self._failed_by(attempt))
-        self.failed = (*self.failed, attempt.seats)
         admission.leave(attempt.seats, _FAILED, self.asking)
+        self.asking = msgspec.structs.replace(self.asking, excluded=self._failed_by(attempt))
+        self.suspect(admission)
+        self.failed = (*self.failed, attempt.seats)
         try:
             self._enter(admission)
         except Refusal as refusal:
@@ -198,6 +205,7 @@ class Exchange(Asked):
         body = self.resumable.go_on()
         if body is None:
             return False
+        self.remember_body()
         self.body = body
         self.resumed += 1
         self.events_before += attempt.events() if attempt.relaying else 0
@@ -319,6 +327,9 @@ class Exchange(Asked):
             return
         if refusal.status == 503 and outcome == "refused":
             outcome = "unavailable"
+        if refusal.code == POISON_REQUEST and self.tried:
+            # It was sent: that it got no answer is the engine's fault.
+            outcome = "upstream_failed"
         request = self.request
         out = refusal.response(request.id, keep_alive=request.keep_alive, shape=request.route.shape)
         request.keep_alive = request.keep_alive and not refusal.close
@@ -387,5 +398,7 @@ class Exchange(Asked):
         if attempt is not None and admission is not None:
             if attempt.seats.breaker is not CLOSED and outcome not in ("upstream_failed", "truncated", "unavailable"):
                 self._learn(attempt.seats, "answered" if outcome in ("complete", "refused") else "withdrawn")
+            if admission.suspects and outcome in ("complete", "refused"):
+                self.cleared(admission, attempt)
             admission.leave(attempt.seats, self._result(outcome, usage, attempt.began), self.asking)
         self.client.exchange_ended(self)

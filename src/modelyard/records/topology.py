@@ -24,7 +24,9 @@ class Failover(Record):
     `first_token_s` too, while another one is free. After that, `on_broken_stream` says.
 
     A replica is taken out for `eject_s`, twice as long each time up to `eject_most_s`, after `eject_after` lost
-    connections in a row, or when `eject_share` of at least `eject_volume` requests within ten seconds failed."""
+    connections in a row, or when `eject_share` of at least `eject_volume` requests within ten seconds failed.
+
+    A request that has ended an engine `poison_deaths` times is refused; with 0 none is."""
 
     sendings: int = 3
     retry_share: float = 0.1
@@ -36,6 +38,7 @@ class Failover(Record):
     eject_volume: int = 20
     eject_s: float = 1.0
     eject_most_s: float = 30.0
+    poison_deaths: int = 2
 
 
 class Prices(Record):
