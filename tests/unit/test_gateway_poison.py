@@ -107,7 +107,7 @@ def test_the_order_in_which_deaths_become_known_does_not_matter() -> None:
 def test_a_reset_by_a_launch_that_lives_counts_for_nothing() -> None:
     suspects = Suspects(2)
     suspects.lost(A, POISON, 1.0)
-    assert suspects.verdict(POISON) == "suspect" and list(suspects.doubted()) == [(A, 1.0)]
+    assert suspects.verdict(POISON) == "suspect" and suspects.doubted() == (A,)
     suspects.lived(A, 0.5)
     assert suspects.verdict(POISON) == "suspect", "what was sent before the loss says nothing"
     suspects.lived(A, 1.5)
@@ -170,7 +170,7 @@ def test_launches_in_doubt_are_bounded_and_the_oldest_counts_as_alive() -> None:
     suspects = Suspects(2)
     for number in range(2 * MOST_ENDS):
         suspects.lost(("r0", f"{number}"), b"%d" % number, 1.0)
-    assert len(list(suspects.doubted())) == MOST_ENDS
+    assert len(suspects.doubted()) == MOST_ENDS
     assert (suspects.verdict(b"0"), suspects.verdict(b"%d" % (2 * MOST_ENDS - 1))) == ("", "suspect")
 
 
@@ -193,6 +193,8 @@ class Fleet(RuleBasedStateMachine):
         self.at = 0.0
         self.launch: dict[str, int] = dict.fromkeys(("r0", "r1", "r2"), 0)
         self.in_flight: dict[str, dict[bytes, SentAs]] = {name: {} for name in self.launch}
+        # Reset by a launch that was not seen to live since: if that dies, it looks as if they had been there.
+        self.in_doubt: dict[str, dict[bytes, SentAs]] = {name: {} for name in self.launch}
         self.unknown: list[Launch] = []
         self.killed: Counter[bytes] = Counter()
         self.deaths_of: Counter[bytes] = Counter()
@@ -226,11 +228,14 @@ class Fleet(RuleBasedStateMachine):
         flying, self.in_flight[replica] = self.in_flight[replica], {}
         for request, sent_as in flying.items():
             self.suspects.lost(launch, request, self._now(), sent_as=sent_as)
-            self.deaths_of[request] += dies
+        doubted = self.in_doubt[replica]
+        doubted.update({one: sent_as or doubted.get(one, "") for one, sent_as in flying.items()})
         if dies:
-            isolated = [request for request, sent_as in flying.items() if sent_as]
-            assert len(isolated) < 2
-            self.was_alone.update(isolated)
+            self.deaths_of.update(doubted.keys())
+            isolated = [request for request, sent_as in doubted.items() if sent_as]
+            if len(isolated) == 1:
+                self.was_alone.update(isolated)
+            self.in_doubt[replica] = {}
             self.launch[replica] += 1
             self.unknown.append(launch)
 
@@ -244,6 +249,7 @@ class Fleet(RuleBasedStateMachine):
     @rule(replica=st.sampled_from(("r0", "r1", "r2")))
     def is_seen_to_live(self, replica: str) -> None:
         self.suspects.lived((replica, str(self.launch[replica])), self._now())
+        self.in_doubt[replica] = {}
 
     @rule(replica=st.sampled_from(("r0", "r1", "r2")))
     def answers(self, replica: str) -> None:
@@ -251,6 +257,8 @@ class Fleet(RuleBasedStateMachine):
             assert request not in self.poisons
             self.suspects.answered(request)
             self.deaths_of[request] = 0
+            for doubted in self.in_doubt.values():
+                doubted.pop(request, None)
         self.in_flight[replica] = {}
 
     @invariant()
@@ -265,4 +273,4 @@ class Fleet(RuleBasedStateMachine):
 
 
 TestFleet = Fleet.TestCase
-TestFleet.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestFleet.settings = settings(max_examples=100, stateful_step_count=40)

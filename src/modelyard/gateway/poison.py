@@ -10,7 +10,6 @@ State without I/O; times are monotonic seconds. Of a request nothing is kept but
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Literal
@@ -56,9 +55,10 @@ class _Suspect:
 
 @dataclass(slots=True)
 class _End:
-    """Who lost a connection at one launch, and how each had been sent there."""
+    """Who lost a connection at one launch, from `since` to `last`, and how each had been sent there."""
 
     since: float
+    last: float
     is_death: bool = False
     present: dict[bytes, SentAs] = field(default_factory=dict[bytes, SentAs])
 
@@ -105,9 +105,9 @@ class Suspects:
             return None
         return poison_request(suspect.deaths, suspect.until - now)
 
-    def doubted(self) -> Iterator[tuple[Launch, float]]:
-        """Launches of which it is not known whether they died, and since when."""
-        return ((launch, end.since) for launch, end in self._ends.items() if not end.is_death)
+    def doubted(self) -> tuple[Launch, ...]:
+        """Launches of which it is not known whether they died."""
+        return tuple(launch for launch, end in self._ends.items() if not end.is_death)
 
     # What happens.
 
@@ -118,6 +118,7 @@ class Suspects:
         if not self.limit:
             return
         end = self._ends.get(launch) or self._new_end(launch, now)
+        end.last = now
         suspect = self._known.get(fingerprint) or self._new_suspect(fingerprint, now)
         if fingerprint not in end.present:
             if end.is_death:
@@ -147,7 +148,7 @@ class Suspects:
     def lived(self, launch: Launch, since: float) -> None:
         """It was seen to live `since` then: whoever was lost there before was lost by something else."""
         end = self._ends.get(launch)
-        if end is None or end.is_death or since < end.since:
+        if end is None or end.is_death or since < end.last:
             return
         del self._ends[launch]
         for fingerprint in end.present:
@@ -200,7 +201,7 @@ class Suspects:
             oldest = next(iter(self._ends))
             self.lived(oldest, now)
             self._ends.pop(oldest, None)
-        end = self._ends[launch] = _End(now)
+        end = self._ends[launch] = _End(now, now)
         return end
 
     def _forget(self, fingerprint: bytes) -> None:

@@ -14,7 +14,6 @@ from modelyard.errors import UsageError
 from modelyard.gateway.admission import Admission
 from modelyard.gateway.client import ClientConnection
 from modelyard.gateway.connections import Connections
-from modelyard.gateway.doubts import Doubts
 from modelyard.gateway.group import Group
 from modelyard.gateway.keyring import KeyLog
 from modelyard.gateway.late import LateConnection
@@ -41,7 +40,6 @@ class Service:
         self.group: Group | None = None
         self._connections: Connections[ClientConnection] = Connections(worker.wire)
         self._is_ending = False
-        self._doubts = Doubts()
 
     def connection(self) -> ClientConnection | LateConnection:
         """The protocol of a client that has just connected."""
@@ -99,9 +97,8 @@ class Service:
             due = time.monotonic() + SWEEP_INTERVAL_S
             await asyncio.sleep(SWEEP_INTERVAL_S)
             self.sweep(time.monotonic() - due)
-            for admission in self.worker.admissions.values():
-                if admission.suspects:
-                    self._doubts.settle(admission)
+            # Those that could not be settled are asked again.
+            self.worker.doubts.raised.set()
 
     # The end.
 

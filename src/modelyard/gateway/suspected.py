@@ -40,6 +40,7 @@ class Suspected(Asked):
         if attempt.sendings and failure.kind in ("lost", "unconnected"):
             sent_as = "isolated" if self.asking.suspect else "passed" if self.has_passed else ""
             admission.lost(attempt.seats, self.remember_body(), at, sent_as=sent_as, begun=attempt.relaying)
+            self.worker.doubts.raised.set()
         if attempt.refused:
             admission.suspects.died(attempt.seats.launch, at)
 

@@ -12,6 +12,7 @@ import msgspec
 from modelyard.gateway.accounts import Accounts
 from modelyard.gateway.admission import Admission
 from modelyard.gateway.debug_window import DebugFiles
+from modelyard.gateway.doubts import Doubts
 from modelyard.gateway.heads import json_response
 from modelyard.gateway.journal import JournalWriter
 from modelyard.gateway.keyring import Keyring
@@ -47,6 +48,7 @@ class Worker:
         self.chance = chance
         self.turns = Turns()
         self.pressure = Pressure()
+        self.doubts = Doubts()
         # Where prompts and answers go while a debug window is open; nowhere unless the process is told.
         self.debug: DebugFiles | None = None
         self._requests = 0

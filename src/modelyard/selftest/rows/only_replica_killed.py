@@ -28,14 +28,17 @@ async def run(bench: Bench) -> Outcome:
         served = await until(lambda: _is_served(gateway), DEADLINE_S)
         tally.expect(served is not None, f"kill {kill}: not served again within {DEADLINE_S:g} s of a new launch")
         async with asyncio.TaskGroup() as group:
-            under_way = [group.create_task(_ask(gateway, stream=number % 2 == 0)) for number in range(IN_FLIGHT)]
+            under_way = [
+                group.create_task(_ask(gateway, f"kill {kill}, {number}", stream=number % 2 == 0))
+                for number in range(IN_FLIGHT)
+            ]
             await asyncio.sleep(bench.rng.uniform(0.02, 0.3))
             engine.kill()
             await engine.ended()
         for task in under_way:
             _judge(task.result(), tally, f"kill {kill}, in flight")
         for stream in (False, True):
-            asked = await _ask(gateway, stream=stream)
+            asked = await _ask(gateway, f"kill {kill}, dead", stream=stream)
             _judge(asked, tally, f"kill {kill}, while it is dead")
             tally.expect(asked.verdict == "unavailable", f"kill {kill}: a dead engine answered {asked.detail}")
             refusals_s.append(asked.took_s)
@@ -46,8 +49,10 @@ async def run(bench: Bench) -> Outcome:
     return tally.outcome()
 
 
-async def _ask(gateway: GatewayProcess, *, stream: bool) -> Asked:
-    return await ask(gateway, chat(MODEL, stream=stream, tokens=TOKENS), within_s=DEADLINE_S, expected=TEXT)
+async def _ask(gateway: GatewayProcess, prompt: str, *, stream: bool) -> Asked:
+    """Each prompt another one: what is there whenever an engine dies would be refused as poison."""
+    body = chat(MODEL, stream=stream, tokens=TOKENS, content=prompt)
+    return await ask(gateway, body, within_s=DEADLINE_S, expected=TEXT)
 
 
 async def _is_served(gateway: GatewayProcess) -> bool:
