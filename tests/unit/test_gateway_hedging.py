@@ -29,16 +29,19 @@ from gateway_fakes import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelyard.gateway.asking import Asking
-from modelyard.gateway.balance import replay
+from modelyard.gateway.admission import Queued, Waiter
+from modelyard.gateway.asking import Asking, Result
+from modelyard.gateway.balance import choose, replay
+from modelyard.gateway.breaker import Event
 from modelyard.gateway.budget import Budget
 from modelyard.gateway.client import ClientConnection
 from modelyard.gateway.hedging import FLOOR_S, REMEMBERED, VOLUME, Hedging
 from modelyard.gateway.refusals import Refusal
 from modelyard.gateway.seats import Seats
+from modelyard.gateway.shared_door import Place, SharedDoor
 from modelyard.gateway.upstream import UpstreamConnection
 from modelyard.observe.story import tell
-from modelyard.records.decision import Decision
+from modelyard.records.decision import Candidate, Decision
 from modelyard.records.journal import RequestRecord
 from modelyard.records.topology import Failover, Prices, Replica
 
@@ -508,6 +511,89 @@ def test_the_door_itself_gives_a_seat_at_once_or_says_no(tmp_path: Path, hindran
     with pytest.raises(Refusal, match="no seat is free at once"):
         two.admission.enter(Nobody(), asking, 0.0)
     assert two.admission.queue.waiting == waiting
+
+
+# Several workers: another one owns the seats, and its word takes a moment.
+
+
+@dataclass
+class FarOwner:
+    """Another worker owns the door. What it is asked waits until the test answers."""
+
+    is_here: bool = False
+    workers: int = 2
+    asked: list[Place] = field(default_factory=list[Place])
+    forgotten: list[Queued] = field(default_factory=list[Queued])
+
+    def ask(self, door: SharedDoor, waiter: Waiter, asking: Asking, now: float) -> Queued:
+        self.asked.append(Place(waiter, asking, now + 30.0, door=door))
+        return self.asked[-1]
+
+    def left(self, door: SharedDoor, seats: Seats, result: Result, asking: Asking) -> None: ...
+
+    def learned(self, door: SharedDoor, seats: Seats, event: Event) -> None: ...
+
+    def expire(self, door: SharedDoor, now: float) -> None: ...
+
+    def forget(self, door: SharedDoor, ticket: Queued) -> None:
+        self.forgotten.append(ticket)
+
+    def grant(self, replica: str) -> None:
+        place = self.asked.pop(0)
+        decision = choose((Candidate(replica=replica, in_flight=0, max_in_flight=4),), 0)
+        place.door.granted(place.waiter, place.asking, place.door.seats[replica], decision)
+
+
+def far_owned(folder: Path) -> tuple[Hedged, FarOwner]:
+    """A stream whose first token is late, and whose second seat has been asked for."""
+    two, owner = Hedged(folder), FarOwner()
+    known = two.admission
+    door = SharedDoor(known.deployment, owner=owner, hedging=known.hedging, retries=known.retries)
+    door.update(known.deployment)
+    two.world.worker.admissions[MODEL] = two.admission = door
+    two.engines = [two.world.engine(name) for name in ("r0", "r1")]
+    two.ask()
+    owner.grant("r0")
+    assert two.asked() == [0]
+    two.timers.pass_by()
+    [place] = owner.asked
+    assert place.asking.at_once and place.asking.excluded == {"r0"}
+    return two, owner
+
+
+def test_a_hedge_gets_its_seat_from_the_owner(tmp_path: Path) -> None:
+    two, owner = far_owned(tmp_path)
+    owner.grant("r1")
+    assert two.asked() == [1]
+    two.says(1, whole("a"))
+    assert two.told()[2] == said("a") and two.is_given_up(0)
+    record = two.record()
+    assert (record.replica, [one.kind for one in record.tried]) == ("r1", ["outrun"])
+    assert owner.forgotten == []
+
+
+@pytest.mark.parametrize("ends", ["with an answer", "with a failure", "with the client"])
+def test_a_seat_that_has_not_come_is_not_waited_for(tmp_path: Path, ends: str) -> None:
+    two, owner = far_owned(tmp_path)
+    [place] = owner.asked
+    if ends == "with an answer":
+        two.says(0, whole("a"))
+        assert two.told()[2] == said("a") and two.record().tried == ()
+    elif ends == "with a failure":
+        two.dies(0)
+        assert not owner.asked[-1].asking.at_once, "it is sent again, as ever"
+    else:
+        two.to_client.lose()
+        assert two.record().outcome == "client_gone"
+    assert owner.forgotten == [place]
+
+
+def test_an_owner_that_says_no_to_a_hedge_changes_nothing(tmp_path: Path) -> None:
+    two, owner = far_owned(tmp_path)
+    place = owner.asked.pop()
+    place.waiter.not_seated(Refusal(503, "no seat is free at once", code="unavailable"))
+    two.says(0, whole("a"))
+    assert two.told()[2] == said("a") and owner.forgotten == []
 
 
 # When a token is late.
