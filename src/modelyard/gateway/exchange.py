@@ -150,9 +150,9 @@ class Exchange(Asked):
         self.bytes_out = len(out)
         self._end("complete", 200, usage, out, error=verdict)
 
-    def attempt_refused(self, attempt: Attempt, refusal: Refusal) -> None:
+    def attempt_refused(self, attempt: Attempt, refusal: Refusal, usage: Usage | None) -> None:
         self._choose(attempt)
-        self._refuse(renamed(refusal, self.names))
+        self._refuse(renamed(refusal, self.names), usage=usage)
 
     def _choose(self, attempt: Attempt) -> None:
         """Of two that may be under way, this one answers."""
@@ -344,7 +344,7 @@ class Exchange(Asked):
         fresh = usage.prompt_tokens - usage.cached_tokens
         return Result("answered", first_delta_s, usage.prompt_tokens + (usage.completion_tokens or 0), held_s, fresh)
 
-    def _refuse(self, refusal: Refusal, outcome: Outcome = "refused") -> None:
+    def _refuse(self, refusal: Refusal, outcome: Outcome = "refused", usage: Usage | None = None) -> None:
         if self.ended:
             return
         if self.first_byte_at:
@@ -357,7 +357,7 @@ class Exchange(Asked):
         out = refusal.response(request.id, keep_alive=request.keep_alive, shape=request.route.shape)
         request.keep_alive = request.keep_alive and not refusal.close
         self.bytes_out = len(out)
-        self._end(outcome, refusal.status, None, out, error=refusal.code)
+        self._end(outcome, refusal.status, usage, out, error=refusal.code)
 
     def _end(
         self, outcome: Outcome, status: int, usage: Usage | None, last: bytes, *, events: int = 0, error: str = ""
