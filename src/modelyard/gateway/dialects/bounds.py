@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from modelyard.gateway.limits import FIELDS
 from modelyard.gateway.refusals import Refusal, invalid
-from modelyard.gateway.strict_json import parse_object
+from modelyard.gateway.strict_json import Body, parse_object
 
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Text = Annotated[str, Meta(max_length=FIELDS.string_characters)]
@@ -31,7 +31,7 @@ _AT = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<at>(?P<field>\w*).*)`)?$", re
 _MISSING = re.compile(r"missing required field `(\w+)`")
 
 
-def read_call(body: bytes, kind: type[CallT]) -> tuple[CallT, frozenset[str]]:
+def read_call(body: Body, kind: type[CallT]) -> tuple[CallT, frozenset[str]]:
     """The checked call in a body, and the names of the fields that `kind` does not know. Raises Refusal (400)."""
     fields, _ = parse_object(body, FIELDS)
     try:
