@@ -55,9 +55,7 @@ def parse_object(body: Body, limits: FieldLimits) -> ReadBody:
 
 def reading(body: bytes, limits: FieldLimits) -> Reading:
     """`parse_object` in steps: it rests at each yield."""
-    # Of commas and brackets there are at least as many as of values, but one.
-    yield from _check_number(body, _SEPARATORS, limits.json_values, "JSON values")
-    yield from _check_number(body, b":", limits.json_keys, "keys")
+    yield from _check_proportions(body, limits)
     fields = _decoded(body)
     yield
     compact = _encode(fields)
@@ -104,18 +102,26 @@ def _decoded(body: bytes) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-def _check_number(body: bytes, marks: bytes, most: int, name: str) -> Checking:
-    """An empty list takes 3 bytes on the wire and 72 here; a key, with what is behind it, 5 and 200. Two samples are
-    counted first, each of every so-manieth byte: chance picks the distance, so that no pattern can avoid it."""
+def _check_proportions(body: bytes, limits: FieldLimits) -> Checking:
+    """An empty list takes 3 bytes on the wire and 72 here; a key, with what is behind it, 5 and 200."""
+    values, keys = limits.json_values, limits.json_keys
+    # Of commas and brackets there are at least as many as of values, but one.
+    if _are_many(body, _SEPARATORS, values) and (yield from counted(body, _SEPARATORS, values)) > values:
+        raise Refusal(400, f"the body has more than {values} JSON values", code="invalid_json")
+    if _are_many(body, b":", keys) and (yield from counted(body, b":", keys)) > keys:
+        raise Refusal(400, f"the body has more than {keys} keys", code="invalid_json")
+
+
+def _are_many(body: bytes, marks: bytes, most: int) -> bool:
+    """Whether there are more than `most` marks, inside strings or not. Two samples are counted first, each of every
+    so-manieth byte: chance picks the distance, so that no pattern can avoid it."""
     if len(body) <= 2 * most:
-        return
+        # Every mark has a value of a byte or more.
+        return False
     for distance in random.sample(_DISTANCES, 2):
         if _count(body[random.randrange(distance) :: distance], marks) * distance > most // 2:
-            break
-    else:
-        return
-    if _count(body, marks) > most and (yield from counted(body, marks, most)) > most:
-        raise Refusal(400, f"the body has more than {most} {name}", code="invalid_json")
+            return _count(body, marks) > most
+    return False
 
 
 def _count(text: bytes, what: bytes) -> int:
