@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Literal
 
 from modelyard.records.base import Record
@@ -84,7 +85,7 @@ class Policy(Record):
     prices: Prices | None = None
 
 
-class Deployment(Record):
+class Deployment(Record, dict=True):  # for what is derived once
     """What is served under one public name. `engine_model` is the name that the engine itself answers to.
     While `open` is false nothing is routed and `reason` says why. `refused_fields` are request fields that the engine
     cannot honour: a request that sets one is told so; `ignored_fields` are those that it would take and do nothing
@@ -109,6 +110,12 @@ class Deployment(Record):
     cache_salt: bool = False
     debug_until: float = 0.0
     policy: Policy = Policy()
+
+    @cached_property
+    def unsent_fields(self) -> frozenset[str]:
+        """All request fields that the engine is never sent."""
+        policy = self.policy
+        return frozenset((*self.refused_fields, *policy.refused_fields, *self.ignored_fields, *policy.stripped_fields))
 
 
 class Topology(Record, tag_field="schema", tag="topology/v1"):
