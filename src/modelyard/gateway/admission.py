@@ -68,6 +68,7 @@ class Admission:
     requests: int = 0
     retries: Budget = field(default_factory=lambda: Budget(monotonic()))
     jitter: Callable[[], float] = random.random
+    clock: Callable[[], float] = monotonic
     queue: FairQueue[Queued] = field(init=False)
     shares: Shares = field(default_factory=Shares)
     held_s: Mean = field(default_factory=Mean)
@@ -128,6 +129,9 @@ class Admission:
 
     def leave(self, seats: Seats, result: Result, asking: Asking) -> None:
         """Give a seat back, and say what was learned; the next in the queue gets one."""
+        concurrency = seats.concurrency
+        if concurrency is not None and (result.first_delta_s or seats.in_flight > concurrency.floor):
+            concurrency.left(seats.in_flight, result, self.clock())
         seats.in_flight -= 1
         self.shares.gave(asking.key_id)
         if result.kind == "answered":
@@ -178,6 +182,7 @@ class Admission:
             seats.refusing = False
             if seats.breaker is not CLOSED:
                 seats.breaker = stepped(seats.breaker, now)
+            seats.look(now)
         while self._deadlines and (self._deadlines[0][0] <= now or not self._deadlines[0][2].waiting):
             ticket = heappop(self._deadlines)[2]
             if ticket.waiting:
@@ -283,7 +288,7 @@ class Admission:
     # Seats.
 
     def _places(self) -> int:
-        return sum([one.replica.max_in_flight for one in self.seats.values() if not one.replica.draining])
+        return sum([one.limit for one in self.seats.values() if not one.replica.draining])
 
     def _may_go(self, ticket: Queued) -> bool:
         decision = self._choose(ticket.asking)
@@ -300,7 +305,7 @@ class Admission:
         reserved = int(places * self.deployment.policy.reserved_seats)
         if not reserved or self.shares.is_below(asking.key_id, places):
             return True
-        taken = sum([min(one.in_flight, one.replica.max_in_flight) for one in self.seats.values()])
+        taken = sum([min(one.in_flight, one.limit) for one in self.seats.values()])
         return places - taken > reserved
 
     def _choose(self, asking: Asking) -> Decision:
@@ -328,10 +333,10 @@ class Admission:
         for replica in deployment.replicas:
             known = self.seats.get(replica.name)
             if known is not None and known.replica.launch == replica.launch:
-                known.replica = replica
                 fresh[replica.name] = known
             else:
                 fresh[replica.name] = Seats(replica, Pool(replica.address))
+            fresh[replica.name].update(replica, deployment.policy)
         gone = [one.pool for name, one in self.seats.items() if fresh.get(name) is not one]
         self.seats = fresh
         self.advance()

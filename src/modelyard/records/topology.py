@@ -66,7 +66,8 @@ class Policy(Record):
     `stripped_fields` are left out of what the engine is asked, and named in a header; `refused_fields` are refused.
     `salted`: prompts of different keys share no cached prefix, where the engine knows salts. In an overload that lasts,
     nobody is let in who would wait longer than `overload_wait_s`. `reserved_seats` is the part of the seats that only
-    keys below their share may take while several are active."""
+    keys below their share may take while several are active. `adaptive_seats`: a replica is given fewer requests at
+    once while its first tokens take more than `first_token_tolerance` times what is expected for their prompts."""
 
     retry_after_s: int = 2
     max_queued: int = 64
@@ -83,6 +84,8 @@ class Policy(Record):
     overload_wait_s: float = 2.0
     reserved_seats: float = 0.125
     prices: Prices | None = None
+    adaptive_seats: bool = True
+    first_token_tolerance: float = 4.0
 
 
 class Deployment(Record, dict=True):  # for what is derived once
