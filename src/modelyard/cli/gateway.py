@@ -65,7 +65,8 @@ def gateway(
     tls = tls_of(tls_cert, tls_key, tls_client_ca)
     check_bind(host, has_key=bool(key), has_tls=tls is not None, insecure=insecure_listen)
     bearer = secret_of(upstream_key, settings.load().environ) if upstream_key is not None else ""
-    topology = standalone.fixed_topology(model, engine_model or model, upstream, max_in_flight, endpoint or standalone.USUAL)
+    has = endpoint or standalone.USUAL
+    topology = standalone.fixed_topology(model, engine_model or model, upstream, max_in_flight, has)
     sock = listening_socket(host, port)
     port = sock.getsockname()[1]
     journal = open_state(state.absolute()).journal if state is not None else None
