@@ -466,9 +466,19 @@ def test_a_hedge_is_sent_only_where_it_takes_nothing_from_anybody(
     assert two.client.exchange is not None and two.client.exchange.attempt is not None
 
 
+def another_lately_had_half_of_the_seats(two: Hedged) -> None:
+    shares = two.admission.shares
+    shares.asked("another", 1.0, 0.0)
+    for _ in range(4):
+        shares.took("another")
+    for _ in range(4):
+        shares.gave("another")
+    shares.tidy(0.0, 8)
+
+
 def test_seats_that_are_kept_for_other_keys_are_not_taken_by_a_hedge(tmp_path: Path) -> None:
     two = Hedged(tmp_path, reserved_seats=0.5)
-    two.admission.shares.asked("another", 1.0, 0.0)
+    another_lately_had_half_of_the_seats(two)
     for _ in range(4):
         client, _ = two.world.client()
         two.world.engine("r0")
