@@ -21,6 +21,7 @@ from modelyard.gateway.overload import refuses
 from modelyard.gateway.pressure import Pressure
 from modelyard.gateway.refusals import Refusal, unavailable, unknown_model
 from modelyard.gateway.request import Request
+from modelyard.gateway.timers import Later, later
 from modelyard.gateway.turns import Turns
 from modelyard.records.journal import RequestRecord
 from modelyard.records.keys import KeyRecord
@@ -38,6 +39,7 @@ class Worker:
         keyring: Keyring,
         wire: WireLimits = WIRE,
         chance: Callable[[], float] = random.random,
+        later: Later = later,
     ) -> None:
         self.journal = journal
         self.keyring = keyring
@@ -46,6 +48,7 @@ class Worker:
         self.draining = False
         self.wire = wire
         self.chance = chance
+        self.later = later
         self.turns = Turns()
         self.pressure = Pressure()
         self.doubts = Doubts()
