@@ -5,40 +5,32 @@ ends exactly once, in `_end`. Whatever happens first decides: a later event find
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from time import monotonic as now
-from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import Protocol
 
 import msgspec
 
-from modelyard.gateway.accounts import Account, Reservation, rate_limit_lines
-from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Result
+from modelyard.gateway.admission import WITHDRAWN, Admission, Queued, Result
+from modelyard.gateway.asked import Asked
 from modelyard.gateway.attempt import Attempt, Failure, Reader
 from modelyard.gateway.breaker import CLOSED, Event
 from modelyard.gateway.debug_window import overheard
-from modelyard.gateway.dialects.dialect import Speaker, renamed
-from modelyard.gateway.dialects.registry import READERS
-from modelyard.gateway.dialects.ways import direct, spoken
-from modelyard.gateway.estimate import answer_tokens, may_use, prompt_tokens
-from modelyard.gateway.fields import AnyCall, parse, usage_asked, warning_of
+from modelyard.gateway.dialects.dialect import renamed
+from modelyard.gateway.estimate import prompt_tokens
 from modelyard.gateway.heads import json_response, stream_head
+from modelyard.gateway.hedge import Hedge, may_be_hedged
 from modelyard.gateway.lanes import LAST_CHUNK, Usage, chunk
-from modelyard.gateway.refusals import Refusal, error_event, unavailable, unknown_model
+from modelyard.gateway.refusals import Refusal, error_event, unavailable
 from modelyard.gateway.request import Request
-from modelyard.gateway.resumption import Resumable, resumable
 from modelyard.gateway.seats import Seats
-from modelyard.gateway.trace import parse as parse_trace
 from modelyard.gateway.worker import Worker
 from modelyard.records.decision import Admitted, Decision
 from modelyard.records.journal import Attempt as Tried
-from modelyard.records.journal import Outcome, RequestRecord, UsageSource
-from modelyard.records.topology import Deployment
+from modelyard.records.journal import AttemptKind, Outcome, RequestRecord, UsageSource
 
 _NO_USAGE = Usage()
 _FAILED = Result("failed")
-_NONE: frozenset[str] = frozenset()
-_TRIED: dict[str, Literal["refused", "failed", "late"]] = {
+_TRIED: dict[str, AttemptKind] = {
     "unconnected": "refused",
     "overloaded": "refused",
     "lost": "failed",
@@ -57,48 +49,48 @@ class Client(Reader, Protocol):
         ...
 
 
-class Exchange:
-    """One request to one deployment. `attempt` is its sending to a replica, from `seated` until `_end`."""
+class Exchange(Asked):
+    """One request to one deployment. `attempt` is its sending to a replica, from `seated` until `_end`; beside it
+    `hedge` may have another one under way until one of them answers."""
 
-    ended = stream = usage_asked = False
+    ended = False
     attempts = 0
     bytes_out = 0
     events_before = 0
     seated_at = first_byte_at = 0.0
-    endpoint = ""
-    body = b""
-    speaker: Speaker | None = None
-    resumable: Resumable | None = None
-    names: Mapping[str, str] = MappingProxyType({})
-    warning = b""
-    admission: Admission | None = None
-    asking = Asking()
     ticket: Queued | None = None
     decision: Decision | None = None
     admitted: Admitted | None = None
     attempt: Attempt | None = None
-    reservation: Reservation | None = None
+    hedge: Hedge | None = None
     # What the record ends with.
     cost_pico = 0
-    trace_id = trace_parent = ""
-    trace_lines = b""
     tried: tuple[Tried, ...] = ()
     failed: tuple[Seats, ...] = ()
     resumed = 0
 
     def __init__(self, worker: Worker, client: Client, request: Request) -> None:
-        self.worker, self.client, self.request = worker, client, request
+        super().__init__(worker, request)
+        self.client = client
 
     def begin(self) -> None:
         """Check what is asked and ask for a seat; every refusal is answered here."""
         if self.ended:
             return
         try:
-            admission = self._check()
+            try:
+                admission = self.check()
+            finally:
+                self._overhear()
             admission.requests += 1
             self._enter(admission)
         except Refusal as refusal:
             self._refuse(refusal)
+
+    def _overhear(self) -> None:
+        """While a debug window is open, what this client is told is written down: refusals too."""
+        if self.admission is not None and self.request.at < self.admission.deployment.debug_until:
+            self.client = overheard(self.client, self.worker.debug, self.admission.deployment)
 
     def _enter(self, admission: Admission) -> None:
         """Raises Refusal. What the door decided stands in the record, either way."""
@@ -110,64 +102,6 @@ class Exchange:
         if ticket is not None:
             self.admitted = ticket.admitted
 
-    def _check(self) -> Admission:
-        """All that can be refused before a seat is asked for. Returns the door to ask at."""
-        request, worker = self.request, self.worker
-        if request.traceparent:
-            self._join_trace(request)
-        endpoint = request.route.endpoint
-        reader = READERS.get(endpoint)
-        asked = reader(request.body, request.id) if reader is not None else None
-        parsed = parse(request.body, endpoint) if asked is None else asked.parsed
-        parsed.key_id = request.key.id
-        call = parsed.call
-        self.stream = call.stream is True
-        self.usage_asked = self.stream and usage_asked(call)
-        admission = worker.admissions.get(call.model)
-        if admission is None:
-            raise unknown_model(call.model)
-        self.admission = admission
-        worker.keyring.authorize(request.key, call.model, endpoint)
-        deployment = admission.deployment
-        if request.at < deployment.debug_until:
-            self.client = overheard(self.client, worker.debug, deployment)
-        sending = direct(parsed, endpoint, deployment) if asked is None else spoken(asked, deployment)
-        self.endpoint, self.body, self.speaker = sending.endpoint, sending.body, sending.speaker
-        self.names = sending.names
-        if self.stream and asked is None and deployment.policy.failover.on_broken_stream == "resume":
-            self.resumable = self._kept_for_resumption(call, deployment)
-        if request.route.shape == "anthropic":
-            self.warning = b"request-id: %b\r\n" % request.id.encode()
-        if asked is not None and asked.stripped:
-            parsed.stripped = parsed.stripped | asked.stripped
-        if parsed.stripped or parsed.bounded:
-            self.warning += warning_of(parsed)
-        key = request.key
-        tokens = prompt_tokens(len(request.body)) + answer_tokens(call) * (call.n or 1)
-        self.asking = Asking(key.id, key.priority, tokens, _NONE, key.weight, len(self.body))
-        if line := worker.accounts.line(request.key):
-            self._reserve(line, call, admission)
-        return admission
-
-    def _kept_for_resumption(self, call: AnyCall, deployment: Deployment) -> Resumable | None:
-        chunked = self.request.chunked_allowed
-        found = resumable(call, self.endpoint, deployment, self.body, self.speaker, chunked=chunked)
-        self.speaker = found or self.speaker
-        return found
-
-    def _join_trace(self, request: Request) -> None:
-        """The client's trace goes on through us to the engine."""
-        trace = parse_trace(request.traceparent, request.tracestate)
-        if trace is not None:
-            self.trace_id, self.trace_parent = trace.trace_id, trace.parent()
-            self.trace_lines = trace.onward(request.id)
-
-    def _reserve(self, line: tuple[Account, ...], call: AnyCall, admission: Admission) -> None:
-        request, at = self.request, now()
-        asked = may_use(call, len(request.body), admission.deployment, request.at)
-        self.reservation = self.worker.accounts.reserve(line, asked, at)
-        self.warning += rate_limit_lines(line, at).encode()
-
     # Admission's side.
 
     def seated(self, seats: Seats, decision: Decision) -> None:
@@ -177,6 +111,14 @@ class Exchange:
         self.seated_at = self.seated_at or at
         self.attempt = attempt = Attempt(self, seats, at)
         attempt.send(seats.pool.take(at))
+        if self.stream and not self.tried:
+            self._prepare_hedge(attempt)
+
+    def _prepare_hedge(self, attempt: Attempt) -> None:
+        admission = self.admission
+        assert admission is not None
+        if may_be_hedged(len(self.request.body), admission):
+            self.hedge = Hedge(self, attempt, admission, self.worker)
 
     def not_seated(self, refusal: Refusal) -> None:
         self.ticket = None
@@ -187,6 +129,7 @@ class Exchange:
     def attempt_begins_answer(self, attempt: Attempt) -> bytes:
         if attempt.seats.breaker.state == "half_open":
             self._learn(attempt.seats, "answered")
+        self._choose(attempt)
         if self.first_byte_at:
             return b""
         self.first_byte_at = now()
@@ -207,8 +150,15 @@ class Exchange:
         self.bytes_out = len(out)
         self._end("complete", 200, usage, out, error=verdict)
 
-    def attempt_refused(self, attempt: Attempt, refusal: Refusal) -> None:
-        self._refuse(renamed(refusal, self.names))
+    def attempt_refused(self, attempt: Attempt, refusal: Refusal, usage: Usage | None) -> None:
+        self._choose(attempt)
+        self._refuse(renamed(refusal, self.names), usage=usage)
+
+    def _choose(self, attempt: Attempt) -> None:
+        """Of two that may be under way, this one answers."""
+        if self.hedge is not None:
+            hedge, self.hedge = self.hedge, None
+            hedge.answered(attempt)
 
     def attempt_failed(self, attempt: Attempt, failure: Failure) -> None:
         """Before the first piece of an answer another replica is asked, or a plain error told; after it an error event:
@@ -218,6 +168,8 @@ class Exchange:
         if failure.kind == "unconnected":
             attempt.seats.refusing = True
         self._learn(attempt.seats, failure.event)
+        if self._has_another(attempt, failure):
+            return
         if self.first_byte_at:
             if not self._resume(attempt, failure):
                 self._cut_short("truncated", _TRUNCATED, error=failure.cause)
@@ -227,6 +179,11 @@ class Exchange:
             self._refuse(failure.refusal, outcome="unavailable" if failure.kind == "overloaded" else "upstream_failed")
         else:
             self._unavailable(failure.cause)
+
+    def _has_another(self, attempt: Attempt, failure: Failure) -> bool:
+        """Whether another sending is under way, which may answer yet."""
+        hedge, self.hedge = self.hedge, None
+        return hedge is not None and hedge.goes_on(attempt, _TRIED[failure.kind], failure.cause)
 
     def _may_retry(self, attempt: Attempt, failure: Failure) -> bool:
         """Nothing reached the client, so nothing can happen twice. What was not even sent costs nothing to try."""
@@ -250,7 +207,7 @@ class Exchange:
         """Give the seat back and ask for one elsewhere."""
         admission = self.admission
         assert admission is not None
-        self._note(attempt, failure)
+        self.note(attempt, _TRIED[failure.kind], failure.cause)
         self.attempt = None
         self.asking = msgspec.structs.replace(self.asking, excluded=self._failed_by(attempt))
         self.failed = (*self.failed, attempt.seats)
@@ -273,15 +230,16 @@ class Exchange:
         self._retry(attempt, failure)
         return True
 
-    def _note(self, attempt: Attempt, failure: Failure) -> None:
+    def note(self, attempt: Attempt, kind: AttemptKind, cause: str) -> None:
+        """This sending brought no answer to the client."""
         replica, began = attempt.seats.replica, self.request.began
         tried = Tried(
             replica=replica.name,
             launch=replica.launch,
             began_s=attempt.began - began,
             ended_s=now() - began,
-            kind=_TRIED[failure.kind],
-            cause=failure.cause,
+            kind=kind,
+            cause=cause,
         )
         self.tried = (*self.tried, tried)
 
@@ -343,10 +301,14 @@ class Exchange:
     def client_paused(self) -> None:
         if self.attempt is not None:
             self.attempt.pause()
+        if self.hedge is not None:
+            self.hedge.pause()
 
     def client_resumed(self) -> None:
         if self.attempt is not None:
             self.attempt.resume()
+        if self.hedge is not None:
+            self.hedge.resume()
 
     def check_progress(self, at: float) -> None:
         """Called by the sweep."""
@@ -355,13 +317,16 @@ class Exchange:
             return
         policy = admission.deployment.policy
         attempt.check_progress(at, policy)
+        if self.hedge is not None:
+            self.hedge.check_progress(at, policy)
         limit_s = policy.failover.first_token_s
         if limit_s is not None and self.stream and not attempt.relaying and at - attempt.began > limit_s:
             self._move_on(attempt, admission, limit_s)
 
     def _move_on(self, attempt: Attempt, admission: Admission, limit_s: float) -> None:
         """The first token is late: another replica is asked if one is free, else this one has all the time it needs."""
-        if not attempt.over and admission.has_free(self._failed_by(attempt)):
+        is_asked = self.hedge is not None and self.hedge.is_sent
+        if not attempt.over and not is_asked and admission.has_free(self._failed_by(attempt)):
             attempt.fail("late", f"no first token within {limit_s:g} s")
 
     # The end.
@@ -379,7 +344,7 @@ class Exchange:
         fresh = usage.prompt_tokens - usage.cached_tokens
         return Result("answered", first_delta_s, usage.prompt_tokens + (usage.completion_tokens or 0), held_s, fresh)
 
-    def _refuse(self, refusal: Refusal, outcome: Outcome = "refused") -> None:
+    def _refuse(self, refusal: Refusal, outcome: Outcome = "refused", usage: Usage | None = None) -> None:
         if self.ended:
             return
         if self.first_byte_at:
@@ -392,13 +357,16 @@ class Exchange:
         out = refusal.response(request.id, keep_alive=request.keep_alive, shape=request.route.shape)
         request.keep_alive = request.keep_alive and not refusal.close
         self.bytes_out = len(out)
-        self._end(outcome, refusal.status, None, out, error=refusal.code)
+        self._end(outcome, refusal.status, usage, out, error=refusal.code)
 
     def _end(
         self, outcome: Outcome, status: int, usage: Usage | None, last: bytes, *, events: int = 0, error: str = ""
     ) -> None:
         """Record first, then the last bytes, then the seat."""
         self.ended = True
+        if self.hedge is not None:
+            hedge, self.hedge = self.hedge, None
+            hedge.end()
         worker, request, admission = self.worker, self.request, self.admission
         if self.ticket is not None and admission is not None:
             admission.forget(self.ticket)
