@@ -14,8 +14,10 @@ from modelyard.gateway import limits, serve
 from modelyard.gateway.debug_window import DebugFiles
 from modelyard.gateway.group import Group
 from modelyard.gateway.listen import tls_of
-from modelyard.gateway.seeding import seed
+from modelyard.gateway.seeding import ended, seed
 from modelyard.gateway.service import Follower, Service
+from modelyard.gateway.shared_accounts import Books
+from modelyard.gateway.worker import Worker
 from modelyard.state import StateDirectory
 
 
@@ -38,15 +40,17 @@ def main() -> None:
 
     def follow(service: Service) -> list[asyncio.Task[None]]:
         loop = asyncio.get_running_loop()
-        service.worker.debug = DebugFiles(state.debug, service.worker.journal.worker)
+        worker = service.worker
+        worker.debug = DebugFiles(state.debug, worker.journal.worker)
         follower = Follower(service, state.topology, state.keys)
         tasks: list[asyncio.Task[None]] = []
         if chosen.workers > 1:
-            service.group = Group(state.admission, chosen.workers, service.worker.admissions, follower.follow)
-            tasks.append(loop.create_task(service.group.keep_forever()))
+            service.group = group = _group(chosen.workers, worker, state, follower)
+            worker.accounts = group.accounts
+            tasks.append(loop.create_task(group.keep_forever()))
         follower.follow()
-        worker = service.worker
-        seed(worker.accounts, worker.keyring, state.spending, state.journal, time.time())
+        if service.group is None:
+            _seed(worker, state)
         return [*tasks, loop.create_task(follower.follow_forever())]
 
     sock = socket.socket(fileno=chosen.listen_fd)
@@ -60,6 +64,22 @@ def main() -> None:
         lifeline=chosen.lifeline_fd,
         on_listening=lambda: _tell_ready(chosen.ready_fd),
     )
+
+
+def _seed(worker: Worker, state: StateDirectory) -> dict[str, int]:
+    accounts, keyring = worker.accounts, worker.keyring
+    return seed(accounts, keyring, state.spending, state.journal, time.time(), time.monotonic())
+
+
+def _group(workers: int, worker: Worker, state: StateDirectory, follower: Follower) -> Group:
+    journal = worker.journal
+    books = Books(
+        seed=lambda: _seed(worker, state),
+        position=journal.size_bytes,
+        ended=lambda name, requests: ended(state.journal, name, requests),
+    )
+    look = follower.follow
+    return Group(state.admission, workers, worker.admissions, worker.keyring, books, journal.name, look)
 
 
 def _tell_ready(descriptor: int | None) -> None:
