@@ -110,13 +110,13 @@ class Worker:
         for one in keys:
             self.keyring.apply(KeyCreated(key=one))
         self.doors: dict[str, Admission] = {}
-        books = Books(
+        self.books = Books(
             seed=lambda: seed(self.group.accounts, self.keyring, folder / "spending.json", folder, NOON, now()),
             position=self.journal.size_bytes,
             ended=lambda name, requests: ended(folder, name, requests),
         )
         self.group = Group(
-            folder / "admission.sock", of, self.doors, self.keyring, books, self.journal.name, lambda: None
+            folder / "admission.sock", of, self.doors, self.keyring, self.books, self.journal.name, lambda: None
         )
         self.task = asyncio.create_task(self.group.keep_forever())
         self.askers: list[Asker] = []
@@ -177,7 +177,6 @@ class Workers:
             worker.door.update(worker.door.deployment)
             self.all.append(worker)
             fresh.append(worker)
-            await self._eventually(lambda worker=worker: worker.group.is_here or worker.group.is_linked)
         await self.owner()
         return fresh
 
@@ -275,7 +274,7 @@ async def test_what_a_dead_worker_held_is_free_and_what_it_recorded_is_spent(
     assert owner.ask(1).refusal is not None
 
 
-async def test_what_was_used_is_known_to_the_next_owner(workers: Workers) -> None:
+async def test_what_was_used_is_known_to_the_next_owner(workers: Workers, eventually: Eventually) -> None:
     first, second, third = await workers.start(3, key(requests_per_minute=6, tokens_per_day=100))
     for worker in (first, second, third):
         asker = worker.ask(10)
@@ -291,9 +290,38 @@ async def test_what_was_used_is_known_to_the_next_owner(workers: Workers) -> Non
     await workers.owner()
     assert too_much.refusal is not None and "requests in flight hold the rest" in too_much.refusal.message
     held.finish(1)
+    await eventually(lambda: owner.account().in_flight == 0)
     enough = third.ask(69)
     await workers.owner()
     assert enough.is_in
+
+
+async def test_what_ends_just_after_the_next_owner_has_read_the_journal_is_told_to_it(
+    workers: Workers, eventually: Eventually
+) -> None:
+    first, second, third = await workers.start(3, key(tokens_per_day=100, requests_per_minute=5))
+    before, after = third.ask(30), third.ask(40)
+    await workers.owner()
+
+    def read_then_end(read: Callable[[], dict[str, int]]) -> Callable[[], dict[str, int]]:
+        def seeded() -> dict[str, int]:
+            if before.is_in:
+                before.finish(20)
+            counted = read()
+            if after.is_in:
+                after.finish(35)
+            return counted
+
+        return seeded
+
+    for worker in (second, third):
+        worker.books.seed = read_then_end(worker.books.seed)
+    first.die()
+    owner = await workers.owner()
+    assert owner.account().in_flight == 0
+    assert "remaining-requests: 3" in rate_limit_lines((owner.account(),), now())
+    assert owner.ask(46).refusal is not None, "20 and 35 are spent, each once"
+    assert owner.ask(45).is_in
 
 
 async def test_who_steps_down_has_its_reservations_at_the_next_owner(workers: Workers, eventually: Eventually) -> None:

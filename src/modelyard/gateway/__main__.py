@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import os
 import socket
@@ -20,13 +21,18 @@ from modelyard.gateway.shared_accounts import Books
 from modelyard.gateway.worker import Worker
 from modelyard.state import StateDirectory
 
+# A third of the silence that yard bears.
+ALIVE_EVERY_S = 1.0
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--listen-fd", type=int, required=True)
     parser.add_argument("--lifeline-fd", type=int, required=True)
-    parser.add_argument("--ready-fd", type=int, help="where to say by one byte that it serves")
+    parser.add_argument(
+        "--ready-fd", type=int, help="where to say by a byte that it serves, and by more that it still does"
+    )
     parser.add_argument("--workers", type=int, default=1, help="how many of us share the listening socket")
     parser.add_argument("--worker", type=int, default=0, help="which of them this is")
     parser.add_argument("--tls-cert", type=Path)
@@ -62,7 +68,7 @@ def main() -> None:
         tls=tls,
         wire=wire,
         lifeline=chosen.lifeline_fd,
-        on_listening=lambda: _tell_ready(chosen.ready_fd),
+        on_listening=lambda: _begin_to_tell(chosen.ready_fd),
     )
 
 
@@ -82,10 +88,18 @@ def _group(workers: int, worker: Worker, state: StateDirectory, follower: Follow
     return Group(state.admission, workers, worker.admissions, worker.keyring, books, journal.name, look)
 
 
-def _tell_ready(descriptor: int | None) -> None:
+def _begin_to_tell(descriptor: int | None) -> None:
     if descriptor is not None:
+        os.set_blocking(descriptor, False)
+        _tell(descriptor)
+
+
+def _tell(descriptor: int) -> None:
+    """By the event loop itself: where it stands still, nothing is told, and yard ends us."""
+    # A yard that does not listen has a reason that is no business of ours.
+    with contextlib.suppress(OSError):
         os.write(descriptor, b".")
-        os.close(descriptor)
+    asyncio.get_running_loop().call_later(ALIVE_EVERY_S, _tell, descriptor)
 
 
 if __name__ == "__main__":
