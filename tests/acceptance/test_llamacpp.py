@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +15,16 @@ import openai
 import pytest
 
 from commands import Command
-from modelyard.engines.contract import EngineMetrics, Installed
+from modelyard.engines.contract import EngineMetrics
 from modelyard.engines.llamacpp import LlamaCpp
 from modelyard.records.base import decode
-from modelyard.records.plan import Artifact
 from modelyard.records.topology import Topology
-from modelyard.state import StateDirectory, open_state
+from modelyard.state import StateDirectory
 from yards import processes_of
 
-pytestmark = pytest.mark.acceptance
+pytestmark = [pytest.mark.acceptance, pytest.mark.usefixtures("llamacpp")]
 
 Eventually = Callable[..., Awaitable[Any]]
-
-
-@pytest.fixture(scope="module")
-def prepared(
-    llamacpp: Installed, smollm2: Artifact, kept_state: StateDirectory, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[StateDirectory]:
-    """A state directory that has the model already; the environment is a matter of links in the package cache."""
-    state = open_state(tmp_path_factory.mktemp("up") / "state")
-    shutil.rmtree(state.store)
-    shutil.copytree(kept_state.store, state.store, symlinks=True)
-    yield state
-    Command(state.root)("down")
-    shutil.rmtree(state.sockets, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def command(prepared: StateDirectory) -> Command:
-    return Command(prepared.root)
 
 
 @pytest.fixture(scope="module")

@@ -23,30 +23,12 @@ from modelyard.models.catalogue import SMOLLM2, KnowledgeProbe
 from modelyard.records.base import decode
 from modelyard.records.plan import Artifact
 from modelyard.records.topology import Topology
-from modelyard.state import StateDirectory, is_locked, open_state
+from modelyard.state import StateDirectory, is_locked
 from yards import processes_of
 
-pytestmark = pytest.mark.acceptance
+pytestmark = [pytest.mark.acceptance, pytest.mark.usefixtures("openvino")]
 
 Eventually = Callable[..., Awaitable[Any]]
-
-
-@pytest.fixture(scope="module")
-def prepared(
-    openvino: Installed, smollm2: Artifact, kept_state: StateDirectory, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[StateDirectory]:
-    """A state directory that has the model already; the environment is a matter of links in the package cache."""
-    state = open_state(tmp_path_factory.mktemp("up") / "state")
-    shutil.rmtree(state.store)
-    shutil.copytree(kept_state.store, state.store, symlinks=True)
-    yield state
-    Command(state.root)("down")
-    shutil.rmtree(state.sockets, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def command(prepared: StateDirectory) -> Command:
-    return Command(prepared.root)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -22,34 +21,19 @@ from jsonschema import validate
 
 from commands import Command
 from modelyard.cli.seven_steps import STEPS
-from modelyard.engines.contract import EngineMetrics, Installed
+from modelyard.engines.contract import EngineMetrics
 from modelyard.engines.registry import engine
 from modelyard.models.catalogue import SMOLLM2, KnowledgeProbe
 from modelyard.records.base import decode
-from modelyard.records.plan import Artifact
 from modelyard.records.topology import Topology
-from modelyard.state import StateDirectory, open_state
+from modelyard.state import StateDirectory
 from yards import processes_of
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(1200), pytest.mark.usefixtures("vllm")]
 
 Eventually = Callable[..., Awaitable[Any]]
 STARTS_WITHIN_S = 600.0
 SHARED_MEMORY = Path("/dev/shm")
-
-
-@pytest.fixture(scope="module")
-def prepared(
-    vllm: Installed, smollm2: Artifact, kept_state: StateDirectory, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[StateDirectory]:
-    """A state directory that has the model as it was fetched; the environment is a matter of links in the package
-    cache."""
-    state = open_state(tmp_path_factory.mktemp("vllm") / "state")
-    shutil.rmtree(state.store)
-    shutil.copytree(kept_state.store, state.store, symlinks=True, ignore=shutil.ignore_patterns("derived"))
-    yield state
-    Command(state.root)("down")
-    shutil.rmtree(state.sockets, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

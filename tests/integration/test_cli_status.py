@@ -12,7 +12,7 @@ from typing import Any
 import openai
 import pytest
 
-from commands import Command
+from commands import Command, Finished
 from modelyard.state import StateDirectory
 from yards import processes_of
 
@@ -55,15 +55,20 @@ def test_one_sentence_says_that_it_is_well_and_the_table_what_passed_in_the_last
     assert [(one["requests"], one["failed"]) for one in told["traffic"]] == [(3, 0)]
 
 
-def test_requests_that_failed_make_it_degraded_and_say_where_to_look(
-    command: Command, monkeypatch: pytest.MonkeyPatch
+async def test_requests_that_failed_make_it_degraded_and_say_where_to_look(
+    command: Command, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     serving = up(command, monkeypatch, replicas=2, crash_on_text="poison")
     ask(serving)
     with pytest.raises(openai.APIStatusError):
         ask(serving, "poison")
-    shown = command("status")
-    assert shown.code == 0
+
+    def served_again() -> Finished | None:
+        """The request went to the second replica too, and ended it."""
+        shown = command("status")
+        return shown if shown.code == 0 else None
+
+    shown = await eventually(served_again, within_s=50)
     sentence, *rest = shown.out.splitlines()
     assert sentence.startswith("degraded: ") and "1 of 2 requests to small failed in the last 60 s" in sentence
     assert any(line.startswith("→ ") and line.endswith(": modelyard logs small") for line in rest)

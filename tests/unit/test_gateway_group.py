@@ -18,10 +18,11 @@ from gateway_fakes import MODEL, deployment
 from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued
 from modelyard.gateway.group import Group
 from modelyard.gateway.group_wire import Ask, Hello
+from modelyard.gateway.journal import JournalWriter
 from modelyard.gateway.keyring import Keyring
 from modelyard.gateway.refusals import Refusal
 from modelyard.gateway.seats import Seats
-from modelyard.gateway.shared_accounts import Books
+from modelyard.gateway.seeding import Seeding
 from modelyard.records.decision import Decision
 from modelyard.records.topology import Deployment, Replica
 
@@ -77,10 +78,10 @@ class Worker:
         self.topology = list(deployments)
         self.look()
 
-    def ask(self) -> Asker:
+    def ask(self, asking: Asking = ASKING) -> Asker:
         asker = Asker()
         try:
-            asker.ticket = self.door.enter(asker, ASKING, now())
+            asker.ticket = self.door.enter(asker, asking, now())
         except Refusal as refusal:
             asker.not_seated(refusal)
         return asker
@@ -114,8 +115,9 @@ class Worker:
 
 def group_of(folder: Path, workers: int, doors: dict[str, Admission], look: Callable[[], None]) -> Group:
     """Without keys: what they may use is test_shared_accounts.py's."""
-    books = Books(seed=dict[str, int], position=int, ended=lambda name, requests: ({}, 0))
-    return Group(folder / "admission.sock", workers, doors, Keyring(), books, "journal", look)
+    keyring = Keyring()
+    seeding = Seeding(keyring, folder / "spending.json", folder)
+    return Group(folder / "admission.sock", workers, doors, keyring, seeding, JournalWriter(None), look)
 
 
 class Workers:
@@ -193,6 +195,19 @@ async def test_what_the_owner_says_no_to_is_told(workers: Workers, eventually: E
         refused = other.ask()
         await eventually(lambda: refused.reason)
         assert "the queue is full" in refused.reason
+
+
+async def test_who_wants_a_seat_at_once_never_waits_at_the_owners_door(
+    workers: Workers, eventually: Eventually
+) -> None:
+    at_once = Asking(key_id="k", at_once=True)
+    async with two(workers, deployment(replicas=replicas("l0"))) as (owner, other):
+        held = [other.ask(at_once), other.ask(at_once)]
+        await eventually(lambda: all(one.seats for one in held))
+        refused = other.ask(at_once)
+        await eventually(lambda: refused.reason)
+        assert "no seat is free at once" in refused.reason and not owner.door.queue.waiting
+        assert owner.in_flight == CAP
 
 
 async def test_a_dead_worker_leaves_nothing_behind(workers: Workers, eventually: Eventually) -> None:

@@ -11,7 +11,7 @@ import pytest
 from cards import SMOLLM2
 
 from modelyard.engines.contract import Addresses, EngineMetrics, ExitReport, Installed, LaunchSpec, Progress
-from modelyard.engines.llamacpp import CONFIG_NAME, PROGRAM, SOCKET_NAME, LlamaCpp
+from modelyard.engines.llamacpp import PROGRAM, SOCKET_NAME, LlamaCpp
 from modelyard.engines.sizing import BadSetting, Room, SettingValue, Sized
 from modelyard.records.plan import Artifact, ReplicaPlan
 from programs import load_program
@@ -25,6 +25,7 @@ ROOM = Room(
     hang_timeout_s=20.0,
     because={"kv_cache_bytes": "x", "max_sequences": "y"},
 )
+CONFIG_NAME = f"{PROGRAM.stem}.json"
 INSTALLED = Installed(engine="llama.cpp", version="1", python="/env/bin/python", root="/env", lock_sha256="0")
 
 

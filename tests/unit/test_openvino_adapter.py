@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from modelyard.engines.contract import Addresses, EngineMetrics, ExitReport, Installed, LaunchSpec, Progress
-from modelyard.engines.openvino import CONFIG_NAME, PROGRAM, OpenVino
+from modelyard.engines.openvino import PROGRAM, OpenVino
 from modelyard.engines.sizing import Room, Sized
 from modelyard.records.plan import Artifact, ReplicaPlan, Setting
 
@@ -23,6 +23,7 @@ ROOM = Room(
     hang_timeout_s=20.0,
     because={"kv_cache_bytes": "x", "max_sequences": "y"},
 )
+CONFIG_NAME = f"{PROGRAM.stem}.json"
 INSTALLED = Installed(engine="openvino", version="1", python="/env/bin/python", root="/env", lock_sha256="0")
 
 

@@ -16,15 +16,14 @@ import pytest
 from gateway_fakes import MODEL, deployment
 
 from modelyard.gateway import group as group_module
-from modelyard.gateway.accounts import Account, Asked, Reservation, rate_limit_lines
+from modelyard.gateway.accounts import Account, Accounts, Asked, Reservation, rate_limit_lines
 from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued
 from modelyard.gateway.group import Group
 from modelyard.gateway.journal import JournalWriter
 from modelyard.gateway.keyring import Keyring
 from modelyard.gateway.refusals import Refusal
 from modelyard.gateway.seats import Seats
-from modelyard.gateway.seeding import ended, seed
-from modelyard.gateway.shared_accounts import Books
+from modelyard.gateway.seeding import Seeding
 from modelyard.observe.journal import read_journal
 from modelyard.records.decision import Decision
 from modelyard.records.journal import RequestRecord
@@ -110,13 +109,9 @@ class Worker:
         for one in keys:
             self.keyring.apply(KeyCreated(key=one))
         self.doors: dict[str, Admission] = {}
-        self.books = Books(
-            seed=lambda: seed(self.group.accounts, self.keyring, folder / "spending.json", folder, NOON, now()),
-            position=self.journal.size_bytes,
-            ended=lambda name, requests: ended(folder, name, requests),
-        )
+        self.seeding = Seeding(self.keyring, folder / "spending.json", folder, lambda: NOON)
         self.group = Group(
-            folder / "admission.sock", of, self.doors, self.keyring, self.books, self.journal.name, lambda: None
+            folder / "admission.sock", of, self.doors, self.keyring, self.seeding, self.journal, lambda: None
         )
         self.task = asyncio.create_task(self.group.keep_forever())
         self.askers: list[Asker] = []
@@ -297,17 +292,17 @@ async def test_what_was_used_is_known_to_the_next_owner(workers: Workers, eventu
 
 
 async def test_what_ends_just_after_the_next_owner_has_read_the_journal_is_told_to_it(
-    workers: Workers, eventually: Eventually
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, third = await workers.start(3, key(tokens_per_day=100, requests_per_minute=5))
     before, after = third.ask(30), third.ask(40)
     await workers.owner()
 
-    def read_then_end(read: Callable[[], dict[str, int]]) -> Callable[[], dict[str, int]]:
-        def seeded() -> dict[str, int]:
+    def read_then_end(read: Callable[[Accounts], dict[str, int]]) -> Callable[[Accounts], dict[str, int]]:
+        def seeded(accounts: Accounts) -> dict[str, int]:
             if before.is_in:
                 before.finish(20)
-            counted = read()
+            counted = read(accounts)
             if after.is_in:
                 after.finish(35)
             return counted
@@ -315,7 +310,7 @@ async def test_what_ends_just_after_the_next_owner_has_read_the_journal_is_told_
         return seeded
 
     for worker in (second, third):
-        worker.books.seed = read_then_end(worker.books.seed)
+        monkeypatch.setattr(worker.seeding, "begin", read_then_end(worker.seeding.begin))
     first.die()
     owner = await workers.owner()
     assert owner.account().in_flight == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,14 +14,13 @@ from modelyard.engines.contract import (
     Failure,
     Installed,
     LaunchSpec,
-    Probes,
     Progress,
     Requirements,
 )
 from modelyard.engines.llamacpp_architectures import ARCHITECTURES
 from modelyard.engines.llamacpp_failures import explain
 from modelyard.engines.locks import shipped
-from modelyard.engines.own_programs import own_environ, read_own_progress
+from modelyard.engines.own_programs import own_launch, read_own_progress
 from modelyard.engines.prometheus_text import parse, total
 from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue, check_setting, settled
 from modelyard.hardware.builds import BuildNeeds
@@ -31,9 +29,7 @@ from modelyard.models.ggml_types import TENSOR_TYPES
 from modelyard.records.plan import ReplicaPlan, Setting
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "llamacpp_server.py"
-CONFIG_NAME = "llamacpp_server.json"
-# Where the two processes of the program meet, in the launch's folder. Reserved as a file of the launch, so that it goes
-# with the launch even if both were killed.
+# Where the two processes of the program meet, in the launch's folder.
 SOCKET_NAME = "llama.sock"
 
 # Resident memory of both processes after a prompt of 1,500 tokens, without the KV cache, xllamacpp 2026.10.11549 on
@@ -119,24 +115,19 @@ class LlamaCpp:
     def launch(self, replica: ReplicaPlan, install: Installed, net: Addresses) -> LaunchSpec:
         settings = {setting.name: setting.value for setting in replica.settings}
         effective = {**settings, "served_name": replica.served_name, "context_tokens": replica.context_tokens}
-        config = {
-            **{name: value for name, value in effective.items() if name != _WAITING},
-            "model_path": replica.artifact.path,
-            "address": net.listen.removeprefix("http://"),
-        }
-        return LaunchSpec(
-            argv=(install.python, str(PROGRAM), "--config", f"{net.folder}/{CONFIG_NAME}"),
+        return own_launch(
+            PROGRAM,
+            replica,
+            install,
+            net,
+            {name: value for name, value in effective.items() if name != _WAITING},
+            effective,
             environ={
-                **own_environ(net.folder),
                 # Else it starts a debugger on itself when it gives up, and floods the log.
                 "GGML_NO_BACKTRACE": "1",
                 "OMP_WAIT_POLICY": str(settings[_WAITING]),
             },
-            cwd=net.folder,
-            files={CONFIG_NAME: json.dumps(config, indent=1, sort_keys=True), SOCKET_NAME: ""},
-            address=net.listen,
-            probes=Probes(health_path="/health", metrics_path="/metrics"),
-            effective=effective,
+            sockets=(SOCKET_NAME,),
         )
 
     def read_progress(self, line: str) -> Progress | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,13 +14,12 @@ from modelyard.engines.contract import (
     Failure,
     Installed,
     LaunchSpec,
-    Probes,
     Progress,
     Requirements,
 )
 from modelyard.engines.locks import shipped
 from modelyard.engines.openvino_failures import explain
-from modelyard.engines.own_programs import OWN_METRICS, own_environ, read_own_metrics, read_own_progress
+from modelyard.engines.own_programs import OWN_METRICS, own_launch, read_own_metrics, read_own_progress
 from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue, check_setting, settled
 from modelyard.hardware.builds import BuildNeeds
 from modelyard.models.card import Card
@@ -29,7 +27,6 @@ from modelyard.records.plan import ReplicaPlan, Setting
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "openvino_server.py"
 RATES_PROGRAM = PROGRAM.with_name("openvino_rates.py")
-CONFIG_NAME = "openvino_server.json"
 
 # Resident memory of both processes after prompts and answers, without the KV cache, OpenVINO 2026.4.1 with f32 on
 # AVX-512: SmolLM2-135M, and the same with its layers repeated 4 and 10 times. Q4_0 76 MB of weights: 405 MB, Q4_1 97,
@@ -119,21 +116,8 @@ class OpenVino:
         properties = {name: str(value) for name, value in values.items() if _PROPERTY.fullmatch(name)}
         ours = {name: value for name, value in values.items() if name not in properties}
         effective = {**ours, "served_name": replica.served_name, "context_tokens": replica.context_tokens}
-        config = {
-            **effective,
-            "model_path": replica.artifact.path,
-            "address": net.listen.removeprefix("http://"),
-            "properties": properties,
-        }
-        return LaunchSpec(
-            argv=(install.python, str(PROGRAM), "--config", f"{net.folder}/{CONFIG_NAME}"),
-            environ=own_environ(net.folder),
-            cwd=net.folder,
-            files={CONFIG_NAME: json.dumps(config, indent=1, sort_keys=True)},
-            address=net.listen,
-            probes=Probes(health_path="/health", metrics_path="/metrics"),
-            effective={**effective, **properties},
-        )
+        config = {**effective, "properties": properties}
+        return own_launch(PROGRAM, replica, install, net, config, {**effective, **properties})
 
     def read_progress(self, line: str) -> Progress | None:
         return read_own_progress(line)

@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from modelyard.engines import prometheus_text
-from modelyard.engines.contract import EngineMetrics, Progress
+from modelyard.engines.contract import Addresses, EngineMetrics, Installed, LaunchSpec, Probes, Progress
+from modelyard.records.plan import ReplicaPlan
 
 # What `read_own_metrics` finds on every one of them.
 OWN_METRICS = frozenset(
     {"running", "waiting", "work_done", "prompt_tokens", "generated_tokens", "kv_used_ratio"},
 )
+
+
+def own_launch(
+    program: Path,
+    replica: ReplicaPlan,
+    install: Installed,
+    net: Addresses,
+    config: Mapping[str, Any],
+    effective: Mapping[str, Any],
+    *,
+    environ: Mapping[str, str] | None = None,
+    sockets: tuple[str, ...] = (),
+) -> LaunchSpec:
+    """How `program` is started: on `config`, with the model and the address added, in a file of the launch's folder.
+    `environ` is added to what they all get; `sockets` are reserved in the folder, so that they go with the launch even
+    where every process of it was killed."""
+    name = f"{program.stem}.json"
+    whole = {**config, "model_path": replica.artifact.path, "address": net.listen.removeprefix("http://")}
+    return LaunchSpec(
+        argv=(install.python, str(program), "--config", f"{net.folder}/{name}"),
+        environ={**own_environ(net.folder), **(environ or {})},
+        cwd=net.folder,
+        files={name: json.dumps(whole, indent=1, sort_keys=True), **dict.fromkeys(sockets, "")},
+        address=net.listen,
+        probes=Probes(health_path="/health", metrics_path="/metrics"),
+        effective=dict(effective),
+    )
 
 
 def own_environ(folder: str) -> dict[str, str]:

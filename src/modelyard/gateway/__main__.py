@@ -8,17 +8,14 @@ import contextlib
 import dataclasses
 import os
 import socket
-import time
 from pathlib import Path
 
 from modelyard.gateway import limits, serve
 from modelyard.gateway.debug_window import DebugFiles
 from modelyard.gateway.group import Group
 from modelyard.gateway.listen import tls_of
-from modelyard.gateway.seeding import ended, seed
+from modelyard.gateway.seeding import Seeding
 from modelyard.gateway.service import Follower, Service
-from modelyard.gateway.shared_accounts import Books
-from modelyard.gateway.worker import Worker
 from modelyard.state import StateDirectory
 
 # A third of the silence that yard bears.
@@ -48,15 +45,15 @@ def main() -> None:
         loop = asyncio.get_running_loop()
         worker = service.worker
         worker.debug = DebugFiles(state.debug, worker.journal.worker)
-        follower = Follower(service, state.topology, state.keys)
+        seeding = Seeding(worker.keyring, state.spending, state.journal)
+        follower = Follower(service, state.topology, state.keys, lambda: seeding.keys_changed(worker.accounts))
         tasks: list[asyncio.Task[None]] = []
         if chosen.workers > 1:
-            service.group = group = _group(chosen.workers, worker, state, follower)
-            worker.accounts = group.accounts
+            look, keyring = follower.follow, worker.keyring
+            group = Group(state.admission, chosen.workers, worker.admissions, keyring, seeding, worker.journal, look)
+            service.group, worker.accounts = group, group.accounts
             tasks.append(loop.create_task(group.keep_forever()))
         follower.follow()
-        if service.group is None:
-            _seed(worker, state)
         return [*tasks, loop.create_task(follower.follow_forever())]
 
     sock = socket.socket(fileno=chosen.listen_fd)
@@ -70,22 +67,6 @@ def main() -> None:
         lifeline=chosen.lifeline_fd,
         on_listening=lambda: _begin_to_tell(chosen.ready_fd),
     )
-
-
-def _seed(worker: Worker, state: StateDirectory) -> dict[str, int]:
-    accounts, keyring = worker.accounts, worker.keyring
-    return seed(accounts, keyring, state.spending, state.journal, time.time(), time.monotonic())
-
-
-def _group(workers: int, worker: Worker, state: StateDirectory, follower: Follower) -> Group:
-    journal = worker.journal
-    books = Books(
-        seed=lambda: _seed(worker, state),
-        position=journal.size_bytes,
-        ended=lambda name, requests: ended(state.journal, name, requests),
-    )
-    look = follower.follow
-    return Group(state.admission, workers, worker.admissions, worker.keyring, books, journal.name, look)
 
 
 def _begin_to_tell(descriptor: int | None) -> None:

@@ -6,6 +6,7 @@ not use goes back. Keys that nothing bounds have no account and cost one look-up
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,7 @@ from modelyard.gateway.asking import Wanted
 from modelyard.gateway.bounds import NEVER, SOON_S, Budget, MinuteWindow, Short
 from modelyard.gateway.keyring import Keyring
 from modelyard.gateway.refusals import Refusal
-from modelyard.records.keys import KeyRecord
+from modelyard.records.keys import NO_BUDGET, KeyRecord
 from modelyard.records.spending import Period, Spent, period_of
 
 
@@ -49,8 +50,12 @@ class Account:
         self._at_once = limits.concurrent_requests
         self.requests = _window(self.requests, limits.requests_per_minute)
         self.tokens = _window(self.tokens, limits.tokens_per_minute)
-        self._day = _budget("day", self._day, budgets.tokens_per_day, budgets.pico_per_day)
-        self._month = _budget("month", self._month, budgets.tokens_per_month, budgets.pico_per_month)
+        if budgets == NO_BUDGET:
+            self._day = self._month = None
+        else:
+            # Both are counted where one of them is bounded, so that the other may be bounded later in the same month.
+            self._day = _budget("day", self._day, budgets.tokens_per_day, budgets.pico_per_day)
+            self._month = _budget("month", self._month, budgets.tokens_per_month, budgets.pico_per_month)
 
     def short(self, asked: Asked, now: float, period: Period) -> Short | None:
         """What is missing for `asked`; None where it can be had. Nothing is taken."""
@@ -107,6 +112,11 @@ class Account:
         if (budget := self._month) is not None:
             budget.settle(asked.tokens, asked.cost_pico, tokens, cost_pico, period)
 
+    def begin_budgets(self, node: KeyRecord) -> None:
+        """As if nothing had been spent of them."""
+        self._day = self._month = None
+        self.bound(node)
+
     def spent(self, spent: Spent, period: Period) -> None:
         """Used before there was this account."""
         if self._day is not None:
@@ -124,11 +134,7 @@ def _window(window: MinuteWindow | None, most: int | None) -> MinuteWindow | Non
     return window
 
 
-def _budget(
-    word: Literal["day", "month"], budget: Budget | None, tokens: int | None, pico: int | None
-) -> Budget | None:
-    if tokens is None and pico is None:
-        return None
+def _budget(word: Literal["day", "month"], budget: Budget | None, tokens: int | None, pico: int | None) -> Budget:
     if budget is None:
         return Budget(word, tokens, pico)
     budget.most_tokens, budget.most_pico = tokens, pico
@@ -159,9 +165,11 @@ class Reservation:
 
 
 class Accounts:
-    """The accounts of a worker. A key's `line` holds those that bound it: none, for most."""
+    """The accounts of a worker. A key's `line` holds those that bound it: none, for most. `are_kept` where they are
+    what decides; other workers' may be."""
 
     def __init__(self, keyring: Keyring) -> None:
+        self.are_kept = True
         self._keyring = keyring
         self._version = -1
         self._accounts: dict[str, Account] = {}
@@ -200,10 +208,17 @@ class Accounts:
             account.take(asked, now, period)
         return Reservation(line, asked, now, period, rate_limit_lines(line, now).encode())
 
-    def spent(self, key: KeyRecord, spent: Spent, period: Period) -> None:
-        """Count what the key's requests of a day and of a month had used before this worker began."""
+    def begin_budgets(self, nodes: Iterable[str]) -> None:
+        """The budgets of these nodes (ids) are new, whatever was counted for those that they had once."""
+        for node in nodes:
+            if (account := self._accounts.get(node)) is not None:
+                account.begin_budgets(self._keyring.keys[node])
+
+    def spent(self, key: KeyRecord, spent: Spent, period: Period, of: Collection[str]) -> None:
+        """Count what the key's requests of a day and of a month had used before the nodes `of` (ids) had a budget."""
         for account in self.line(key):
-            account.spent(spent, period)
+            if account.node.id in of:
+                account.spent(spent, period)
 
     def used(self, key: KeyRecord, tokens: int, at: float, now: float) -> None:
         """Count a request of the last minute that was answered before this worker began, or by another one."""

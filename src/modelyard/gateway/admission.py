@@ -21,6 +21,7 @@ from modelyard.gateway.breaker import CLOSED, Event, learned, probed, stepped
 from modelyard.gateway.budget import Budget
 from modelyard.gateway.entry import admit, retry_after_s
 from modelyard.gateway.fair_queue import FairQueue
+from modelyard.gateway.hedging import Hedging
 from modelyard.gateway.refusals import Refusal, unavailable
 from modelyard.gateway.seats import Seats
 from modelyard.gateway.shares import Shares
@@ -71,6 +72,7 @@ class Admission:
     shares: Shares = field(default_factory=Shares)
     held_s: Mean = field(default_factory=Mean)
     standing: Standing = field(default_factory=Standing)
+    hedging: Hedging = field(default_factory=Hedging)
     recorded: deque[Admitted] = field(default_factory=lambda: deque(maxlen=RECORDED))
     _decided: int = 0
     _deadlines: list[tuple[float, int, Queued]] = field(default_factory=list[tuple[float, int, Queued]])
@@ -85,11 +87,13 @@ class Admission:
             raise self._closed()
         self.shares.asked(asking.key_id, asking.weight, now)
         decision = self._choose(asking)
-        has_seat = decision.replica is not None and self._may_take(asking)
+        has_seat = decision.replica is not None and self._may_take(asking) and not (asking.at_once and decision.panic)
         if has_seat and not self.queue.waiting:
             self.queue.charge(asking)
             self._seat(waiter, asking, decision)
             return None
+        if asking.at_once:
+            raise self._refusal("no seat is free at once", code="unavailable")
         ticket = Queued(waiter, asking, now + self.deployment.policy.queue_timeout_s)
         if has_seat:
             # Those that wait may not take the seat, or not that one. If one of them may after all, it goes first.

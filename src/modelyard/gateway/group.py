@@ -28,13 +28,15 @@ from modelyard.gateway.group_wire import (
     Settle,
     ToOwner,
 )
+from modelyard.gateway.journal import JournalWriter
 from modelyard.gateway.keyring import Keyring
 from modelyard.gateway.link_to_owner import LinkToOwner, dial
 from modelyard.gateway.ownership import Ownership
 from modelyard.gateway.places import RETRY_EVERY_S, Places
 from modelyard.gateway.refusals import Refusal, unavailable
 from modelyard.gateway.seats import Seats
-from modelyard.gateway.shared_accounts import Books, Ended, SharedAccounts
+from modelyard.gateway.seeding import Seeding
+from modelyard.gateway.shared_accounts import Ended, SharedAccounts
 from modelyard.gateway.shared_door import SharedDoor
 from modelyard.records.topology import Deployment
 
@@ -48,7 +50,7 @@ SILENT_RETRY_S = 1
 
 class Group:
     """This worker's part in the group of `workers`. It is the owner, or linked to the owner, or neither for a moment.
-    `doors` are this worker's, `journal` is its file's name; `look` reads topology and keys anew."""
+    `doors` and `journal` are this worker's; `look` reads topology and keys anew."""
 
     def __init__(
         self,
@@ -56,12 +58,12 @@ class Group:
         workers: int,
         doors: Mapping[str, Admission],
         keyring: Keyring,
-        books: Books,
-        journal: str,
+        seeding: Seeding,
+        journal: JournalWriter,
         look: Callable[[], None],
     ) -> None:
         self.is_here, self.workers = False, workers
-        self.accounts = SharedAccounts(keyring, books, self)
+        self.accounts = SharedAccounts(keyring, seeding, journal, self)
         self._doors, self._journal, self._look = doors, journal, look
         self._ownership = Ownership(address)
         self._places = Places(self.accounts, self._send, look)
@@ -181,7 +183,7 @@ class Group:
     def _declare(self, link: LinkToOwner) -> None:
         """Say what we hold and what we wait for."""
         self._link = link
-        link.send(Hello(PROTOCOL, self._journal))
+        link.send(Hello(PROTOCOL, self._journal.name))
         for name, door in self._doors.items():
             assert isinstance(door, SharedDoor)
             for hold, count in door.own.items():

@@ -4,8 +4,9 @@ Nothing that stands in the journal is forgotten, however the gateway before this
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from time import monotonic, time
 
 import msgspec
 
@@ -42,44 +43,70 @@ class Used(msgspec.Struct):
 _decode = msgspec.json.Decoder(Used).decode
 
 
-def seed(
-    accounts: Accounts, keyring: Keyring, spending: Path, journal: Path, wall: float, now: float
-) -> dict[str, int]:
-    """Count what was used in the day and the month of `wall` (Unix seconds; `now` is the same moment in monotonic
-    ones), and in the minute before it, for the keys that are bounded. Returns how far each file of the journal was
-    counted, in bytes."""
-    sizes = sizes_of(journal)
-    period = period_of(wall)
-    budgeted = {key.id for key in keyring.keys.values() if any(one.budgets != NO_BUDGET for one in keyring.line(key))}
-    if budgeted:
-        for key_id, spent in spent_until_now(spending, journal, sizes, period).items():
-            if key_id in budgeted:
-                accounts.spent(keyring.keys[key_id], spent, period)
-    limited = {key.id for key in keyring.keys.values() if any(one.limits != UNLIMITED for one in keyring.line(key))}
-    if limited:
-        for used in _last_minute(journal, sizes, wall):
-            if used.key_id in limited:
+class Seeding:
+    """Counts what was used in the day and the month that it is, for nodes with a budget, and in the last minute for
+    those with limits: the first time for all of them, later budgets of those that have had one only since."""
+
+    def __init__(self, keyring: Keyring, spending: Path, journal: Path, wall: Callable[[], float] = time) -> None:
+        self._keyring, self._spending, self._journal = keyring, spending, journal
+        # In Unix seconds.
+        self._wall = wall
+        self._begun = False
+
+    def keys_changed(self, accounts: Accounts) -> None:
+        """To be called before a request is let in by new bounds."""
+        if not accounts.are_kept:
+            return
+        if not self._begun:
+            self.begin(accounts)
+        else:
+            nodes, self._keyring.fresh_budgets = self._keyring.fresh_budgets, set()
+            self._count_budgets(accounts, nodes, sizes_of(self._journal))
+
+    def begin(self, accounts: Accounts) -> dict[str, int]:
+        """Into accounts that hold nothing. Returns how far each file of the journal was counted, in bytes."""
+        self._begun = True
+        self._keyring.fresh_budgets.clear()
+        sizes, keys = sizes_of(self._journal), self._keyring.keys.values()
+        self._count_budgets(accounts, {key.id for key in keys if key.budgets != NO_BUDGET}, sizes)
+        if any(key.limits != UNLIMITED for key in keys):
+            self._count_last_minute(accounts, sizes)
+        return sizes
+
+    def ended(self, name: str, requests: Iterable[str]) -> tuple[dict[str, Used], int]:
+        """Of `requests`, whose worker has just ended, those whose records stand at the end of its file `name`, by their
+        ids; and the file's size. A record is written in the turn of the event loop in which its end is told."""
+        path, wanted = self._journal / name, set(requests)
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            return {}, 0
+        found = _records(path, max(0, size - _BACK_BYTES), size) if wanted else ()
+        return {used.request_id: used for used in found if used.request_id in wanted}, size
+
+    def _count_budgets(self, accounts: Accounts, nodes: set[str], sizes: Mapping[str, int]) -> None:
+        keyring = self._keyring
+        accounts.begin_budgets(nodes)
+        keys = [key for key in keyring.keys.values() if any(one.id in nodes for one in keyring.line(key))]
+        if not keys:
+            return
+        period = period_of(self._wall())
+        spent = spent_until_now(self._spending, self._journal, sizes, period)
+        for key in keys:
+            accounts.spent(key, spent.get(key.id, Spent()), period, nodes)
+
+    def _count_last_minute(self, accounts: Accounts, sizes: Mapping[str, int]) -> None:
+        wall, now = self._wall(), monotonic()
+        for used in _last_minute(self._journal, sizes, wall):
+            key = self._keyring.keys.get(used.key_id)
+            if key is not None:
                 ended = now - (wall - used.at - used.total_s)
-                accounts.used(keyring.keys[used.key_id], used.tokens, ended, now)
-    return sizes
+                accounts.used(key, used.tokens, ended, now)
 
 
 def sizes_of(journal: Path) -> dict[str, int]:
     """Of each of its files, by name, in bytes."""
     return {path.name: path.stat().st_size for path in sorted(journal.glob("*.ndjson"))}
-
-
-def ended(journal: Path, name: str, requests: Iterable[str]) -> tuple[dict[str, Used], int]:
-    """Of `requests`, whose worker has just ended, those whose records stand at the end of its file, by their ids; and
-    the size of the file. A request is in both or in neither: its record is written in the turn of the event loop in
-    which its end is told."""
-    path, wanted = journal / name, set(requests)
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        return {}, 0
-    found = _records(path, max(0, size - _BACK_BYTES), size) if wanted else ()
-    return {used.request_id: used for used in found if used.request_id in wanted}, size
 
 
 def spent_until_now(spending: Path, journal: Path, sizes: Mapping[str, int], period: Period) -> dict[str, Spent]:

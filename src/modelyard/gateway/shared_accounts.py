@@ -7,16 +7,16 @@ what a next owner begins with; beside it only what is open, and what has ended s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
 
 from modelyard.gateway.accounts import Account, Accounts, Asked, Reservation
 from modelyard.gateway.asking import Wanted
+from modelyard.gateway.journal import JournalWriter
 from modelyard.gateway.keyring import Keyring
-from modelyard.gateway.seeding import Used
+from modelyard.gateway.seeding import Seeding
 from modelyard.records.spending import Spent, period_of
 
 # What ends in the one turn of the event loop in which the owner is gone and its link not closed yet: far fewer.
@@ -40,17 +40,6 @@ class Owner(Protocol):
     def settled(self, ended: Ended) -> None: ...
 
 
-@dataclass(slots=True)
-class Books:
-    """What the accounts are kept by. `seed` counts what the journal holds into them, and returns how much of each file
-    that was; `position` is how long this worker's own file is; `ended` finds the last records of a worker's file."""
-
-    seed: Callable[[], dict[str, int]]
-    position: Callable[[], int]
-    ended: Callable[[str, list[str]], tuple[dict[str, Used], int]]
-    counted: dict[str, int] = field(default_factory=dict[str, int])
-
-
 class SharedReservation(Reservation):
     """A reservation of this worker's own. `inner` where this worker keeps the accounts; `is_held` once another one has
     said yes."""
@@ -71,11 +60,14 @@ class SharedReservation(Reservation):
 
 
 class SharedAccounts(Accounts):
-    """`open` are this worker's own reservations, by the ids of their requests."""
+    """`open` are this worker's own reservations, by the ids of their requests. `journal` is its own file."""
 
-    def __init__(self, keyring: Keyring, books: Books, owner: Owner) -> None:
+    def __init__(self, keyring: Keyring, seeding: Seeding, journal: JournalWriter, owner: Owner) -> None:
         super().__init__(keyring)
-        self._books, self._owner = books, owner
+        self.are_kept = False
+        self._seeding, self._journal, self._owner = seeding, journal, owner
+        # How far each file of the journal is in the accounts.
+        self._counted: dict[str, int] = {}
         self.open: dict[str, SharedReservation] = {}
         self._ended: deque[Ended] = deque(maxlen=_REMEMBERED)
 
@@ -108,7 +100,7 @@ class SharedAccounts(Accounts):
         if reservation.inner is not None:
             reservation.inner.settle(tokens, cost_pico, now)
             return
-        ended = Ended(wanted, tokens, cost_pico, self._books.position())
+        ended = Ended(wanted, tokens, cost_pico, self._journal.size_bytes())
         if reservation.is_held:
             self._ended.append(ended)
         self._owner.settled(ended)
@@ -130,7 +122,8 @@ class SharedAccounts(Accounts):
 
     def begin_to_own(self, now: float) -> None:
         self.clear()
-        self._books.counted = self._books.seed()
+        self._counted = self._seeding.begin(self)
+        self.are_kept = True
         for reservation in self.open.values():
             if reservation.is_held:
                 reservation.inner = self.hold(reservation.wanted, now)
@@ -140,6 +133,7 @@ class SharedAccounts(Accounts):
         for reservation in self.open.values():
             if reservation.inner is not None:
                 reservation.inner, reservation.is_held = None, True
+        self.are_kept = False
         self.clear()
 
     def reserve_for(self, wanted: Wanted, now: float) -> Reservation | None:
@@ -156,7 +150,7 @@ class SharedAccounts(Accounts):
 
     def has_ended(self, ended: Ended, journal: str, now: float) -> None:
         """A former owner had let it in, and may not have heard of its end."""
-        if ended.position <= self._books.counted.get(journal, 0):
+        if ended.position <= self._counted.get(journal, 0):
             return
         wanted, period = ended.wanted, period_of(ended.wanted.at)
         spent = Spent().plus(ended.tokens, ended.cost_pico, today=True)
@@ -167,7 +161,7 @@ class SharedAccounts(Accounts):
     def lost(self, open_: Mapping[str, Reservation], journal: str, now: float) -> None:
         """The worker that held these is gone. What it answered to the end stands in its journal; the rest used nothing
         that anybody will be billed for."""
-        found, self._books.counted[journal] = self._books.ended(journal, list(open_))
+        found, self._counted[journal] = self._seeding.ended(journal, open_)
         for request_id, reservation in open_.items():
             used = found.get(request_id)
             reservation.settle(used.tokens if used else 0, used.cost_pico if used else 0, now)

@@ -14,26 +14,23 @@ Routes: /health /effective /metrics (llama.cpp's own) /v1/models /v1/chat/comple
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
-import http1
 import llamacpp_upstream as upstream
 import llamacpp_wire as wire
 import tokenize_wire
 from http1 import BadRequest, Reply, Request, error_body
 from llamacpp_config import SOCKET, ServerConfig
 from openai_wire import model_list
-from program_config import ConfigError
+from two_processes import Computing, main, program_beside, serve
 
 _DEFERRED = re.compile(r"^(llamacpp:requests_deferred )\d+$", re.MULTILINE)
 _LOST = "the engine broke off this answer; try again"
@@ -206,28 +203,19 @@ async def _put_together(ask: wire.Ask, answer: upstream.Answer, reply: Reply) ->
 
 
 async def run(config: ServerConfig, config_path: str) -> int:
-    """Listen, start the engine process, serve until it ends or a signal comes; returns the exit code."""
-    loop = asyncio.get_running_loop()
+    """Serve until the engine process ends or a signal comes; returns the exit code."""
     server = Server(config)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.stopping.set)
-    listener = await http1.listen(server.handle, config.address)
-    program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "llamacpp_engine.py")
-    arguments = ["--config", config_path, "--parent", str(os.getpid())]
-    engine = await asyncio.create_subprocess_exec(
-        sys.executable, program, *arguments, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
-    heard = loop.create_task(_hear(server, engine))
-    stop = loop.create_task(server.stopping.wait())
-    await asyncio.wait((heard, stop), return_when=asyncio.FIRST_COMPLETED)
-    listener.close()
-    if heard.done():
-        print(f"error: {heard.result() or _how_it_ended(await engine.wait())}", flush=True)
-        return 1
-    with contextlib.suppress(ProcessLookupError):
-        engine.kill()
-    await engine.wait()
-    return 0
+
+    async def start() -> Computing:
+        arguments = ["--config", config_path, "--parent", str(os.getpid())]
+        engine = await asyncio.create_subprocess_exec(
+            *(sys.executable, program_beside("llamacpp_engine.py"), *arguments),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        return Computing("engine", engine, _hear(server, engine))
+
+    return await serve(server.handle, config.address, server.stopping, start)
 
 
 async def _hear(server: Server, engine: asyncio.subprocess.Process) -> str:
@@ -246,30 +234,5 @@ async def _hear(server: Server, engine: asyncio.subprocess.Process) -> str:
     return cause
 
 
-def _how_it_ended(code: int) -> str:
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
-    hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-    return f"the engine process {how}{hint}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="OpenAI-compatible HTTP server for llama.cpp.")
-    parser.add_argument("--config", required=True, help="JSON file, see llamacpp_config.ServerConfig")
-    arguments = parser.parse_args()
-    try:
-        config = ServerConfig.load(arguments.config)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    try:
-        code = asyncio.run(run(config, arguments.config))
-    except OSError as error:
-        print(f"error: cannot serve on {config.address}: {error}", flush=True)
-        code = 1
-    sys.stdout.flush()
-    # Handlers of open connections are not worth a farewell: their clients see the connection end.
-    os._exit(code)
-
-
 if __name__ == "__main__":
-    main()
+    main("llama.cpp", ServerConfig.load, run)

@@ -13,26 +13,22 @@ Routes: /health /effective /metrics /v1/models /v1/chat/completions /v1/completi
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import contextlib
 import json
 import os
-import signal
 import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import http1
 import tokenize_wire
 from http1 import BadRequest, Reply, Request, error_body, sse
 from openai_wire import DONE, Answer, Ask, Usage, chat_messages, model_list, parse_ask
 from openvino_channel import FrameReader, frame
 from openvino_config import ServerConfig
 from openvino_metrics import render_metrics
-from program_config import ConfigError
+from two_processes import Computing, main, program_beside, serve
 
 _OUT_OF_KV = "the engine ran out of KV cache memory and dropped this request; try again or ask for fewer tokens"
 
@@ -285,58 +281,29 @@ class Server:
 
 
 async def run(config: ServerConfig, config_path: str) -> int:
-    """Listen, start the stepping process, serve until it ends or a signal comes; returns the exit code."""
-    loop = asyncio.get_running_loop()
+    """Serve until the stepping process ends or a signal comes; returns the exit code."""
     stepping = Stepping(config)
     server = Server(config, stepping)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.stopping.set)
-    listener = await http1.listen(server.handle, config.address)
-    ours, theirs = socket.socketpair()
-    with theirs:
-        program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "openvino_stepper.py")
-        arguments = ["--config", config_path, "--pipe", str(theirs.fileno()), "--parent", str(os.getpid())]
-        child = await asyncio.create_subprocess_exec(
-            sys.executable, program, *arguments, pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL
-        )
-    await loop.create_unix_connection(lambda: stepping, sock=ours)
-    ended = loop.create_task(child.wait())
-    stop = loop.create_task(server.stopping.wait())
-    await asyncio.wait((ended, stop), return_when=asyncio.FIRST_COMPLETED)
-    listener.close()
-    if ended.done():
-        print(f"error: {stepping.failure or _how_it_ended(ended.result())}", flush=True)
-        return 1
-    with contextlib.suppress(ProcessLookupError):
-        child.kill()
-    await ended
-    return 0
+
+    async def start() -> Computing:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            arguments = ["--config", config_path, "--pipe", str(theirs.fileno()), "--parent", str(os.getpid())]
+            child = await asyncio.create_subprocess_exec(
+                *(sys.executable, program_beside("openvino_stepper.py"), *arguments),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+            )
+        await asyncio.get_running_loop().create_unix_connection(lambda: stepping, sock=ours)
+        return Computing("stepping", child, _last_word(stepping, child))
+
+    return await serve(server.handle, config.address, server.stopping, start)
 
 
-def _how_it_ended(code: int) -> str:
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
-    hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-    return f"the stepping process {how}{hint}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="OpenAI-compatible HTTP server for OpenVINO GenAI.")
-    parser.add_argument("--config", required=True, help="JSON file, see openvino_config.ServerConfig")
-    arguments = parser.parse_args()
-    try:
-        config = ServerConfig.load(arguments.config)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    try:
-        code = asyncio.run(run(config, arguments.config))
-    except OSError as error:
-        print(f"error: cannot serve on {config.address}: {error}", flush=True)
-        code = 1
-    sys.stdout.flush()
-    # Handlers of open connections are not worth a farewell: their clients see the connection end.
-    os._exit(code)
+async def _last_word(stepping: Stepping, child: asyncio.subprocess.Process) -> str:
+    await child.wait()
+    return stepping.failure or ""
 
 
 if __name__ == "__main__":
-    main()
+    main("OpenVINO GenAI", ServerConfig.load, run)

@@ -24,7 +24,10 @@ class Failover(Record):
     `first_token_s` too, while another one is free. After that, `on_broken_stream` says.
 
     A replica is taken out for `eject_s`, twice as long each time up to `eject_most_s`, after `eject_after` lost
-    connections in a row, or when `eject_share` of at least `eject_volume` requests within ten seconds failed."""
+    connections in a row, or when `eject_share` of at least `eject_volume` requests within ten seconds failed.
+
+    Up to `hedge_share` of the requests are sent to a second replica while the first one works on them: streams whose
+    first token is late, with prompts of `hedge_prompt_tokens` at most."""
 
     sendings: int = 3
     retry_share: float = 0.1
@@ -36,6 +39,8 @@ class Failover(Record):
     eject_volume: int = 20
     eject_s: float = 1.0
     eject_most_s: float = 30.0
+    hedge_share: float = 0.0
+    hedge_prompt_tokens: int = 512
 
 
 class Prices(Record):

@@ -116,6 +116,19 @@ class Failover(Record, forbid_unknown_fields=True):
         Seconds, Meta(description="For how long; then one request may try it. Twice as long each further time ...")
     ] = 1.0
     eject_most_s: Annotated[Seconds, Meta(description="... up to this.")] = 30.0
+    hedge_share: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=0.1,
+            description="What share of all requests may be sent to a second replica because their first token is late: "
+            "the faster of the two answers. Streams only; 0 for none.",
+        ),
+    ] = 0.0
+    hedge_prompt_tokens: Annotated[
+        Positive,
+        Meta(description="Prompts of more tokens, estimated, are not sent to a second replica because of that."),
+    ] = 512
 
 
 # What would let a client load files of the engine's machine, take another tenant's cache, or run code there: no
