@@ -68,6 +68,7 @@ class Admission:
     requests: int = 0
     retries: Budget = field(default_factory=lambda: Budget(monotonic()))
     jitter: Callable[[], float] = random.random
+    clock: Callable[[], float] = monotonic
     queue: FairQueue[Queued] = field(init=False)
     shares: Shares = field(default_factory=Shares)
     held_s: Mean = field(default_factory=Mean)
@@ -128,6 +129,9 @@ class Admission:
 
     def leave(self, seats: Seats, result: Result, asking: Asking) -> None:
         """Give a seat back, and say what was learned; the next in the queue gets one."""
+        concurrency = seats.concurrency
+        if concurrency is not None and (result.first_delta_s or seats.in_flight > concurrency.floor):
+            concurrency.left(seats.in_flight, result, self.clock())
         seats.in_flight -= 1
         self.shares.gave(asking.key_id)
         if result.kind == "answered":
@@ -178,6 +182,7 @@ class Admission:
             seats.refusing = False
             if seats.breaker is not CLOSED:
                 seats.breaker = stepped(seats.breaker, now)
+            seats.look(now)
         while self._deadlines and (self._deadlines[0][0] <= now or not self._deadlines[0][2].waiting):
             ticket = heappop(self._deadlines)[2]
             if ticket.waiting:
@@ -185,7 +190,7 @@ class Admission:
                 waited_s = self.deployment.policy.queue_timeout_s
                 ticket.waiter.not_seated(self._refusal(f"waited {waited_s:g} s for a free replica", code="unavailable"))
         self.standing.look(bool(self.queue.waiting), now)
-        self.shares.tidy(now)
+        self.shares.tidy(now, self._places())
         self.queue.tidy()
         self.advance()
 
@@ -226,12 +231,14 @@ class Admission:
         queue, policy = self.queue, self.deployment.policy
         fits = queue.fits(asking)
         held = queue.held(asking)
+        places = self._places()
         return Entry(
             waiting=queue.waiting,
             ahead=queue.ahead(asking),
             held=held,
             keys_waiting=queue.keys_waiting(asking.priority) + (0 if held else 1),
-            seats=self._places(),
+            # What is kept for others serves nobody who has more than a share.
+            seats=places - self._kept_from(asking, places),
             held_s=self.held_s.value,
             standing_s=self.standing.lasted_s(now),
             room="free" if fits else "taken" if queue.heaviest_against(asking) is not None else "none",
@@ -283,7 +290,7 @@ class Admission:
     # Seats.
 
     def _places(self) -> int:
-        return sum([one.replica.max_in_flight for one in self.seats.values() if not one.replica.draining])
+        return sum([one.limit for one in self.seats.values() if not one.replica.draining])
 
     def _may_go(self, ticket: Queued) -> bool:
         decision = self._choose(ticket.asking)
@@ -292,16 +299,22 @@ class Admission:
         return self._may_take(ticket.asking)
 
     def _may_take(self, asking: Asking) -> bool:
-        """Whether the key may have a free seat: while several are active, the last ones are for those below their
-        share."""
+        """Whether the key may have a free seat: while several are active, some are for those below their share."""
         if len(self.shares) < 2:
             return True
         places = self._places()
-        reserved = int(places * self.deployment.policy.reserved_seats)
-        if not reserved or self.shares.is_below(asking.key_id, places):
+        kept = self._kept_from(asking, places)
+        if not kept:
             return True
-        taken = sum([min(one.in_flight, one.replica.max_in_flight) for one in self.seats.values()])
-        return places - taken > reserved
+        taken = sum([min(one.in_flight, one.limit) for one in self.seats.values()])
+        return places - taken > kept
+
+    def _kept_from(self, asking: Asking, places: int) -> int:
+        """How many of the free seats are not for this key."""
+        most = int(places * self.deployment.policy.reserved_seats)
+        if not most or self.shares.is_below(asking.key_id, places):
+            return 0
+        return min(most, self.shares.kept_from(asking.key_id))
 
     def _choose(self, asking: Asking) -> Decision:
         excluded = asking.excluded
@@ -328,10 +341,10 @@ class Admission:
         for replica in deployment.replicas:
             known = self.seats.get(replica.name)
             if known is not None and known.replica.launch == replica.launch:
-                known.replica = replica
                 fresh[replica.name] = known
             else:
                 fresh[replica.name] = Seats(replica, Pool(replica.address))
+            fresh[replica.name].update(replica, deployment.policy)
         gone = [one.pool for name, one in self.seats.items() if fresh.get(name) is not one]
         self.seats = fresh
         self.advance()

@@ -16,10 +16,13 @@ from modelyard.gateway.dialects.registry import READERS
 from modelyard.gateway.dialects.ways import direct, spoken
 from modelyard.gateway.estimate import answer_tokens, may_use, prompt_tokens
 from modelyard.gateway.fields import AnyCall, parse, usage_asked, warning_of
+from modelyard.gateway.limits import FIELDS
 from modelyard.gateway.refusals import unknown_model
 from modelyard.gateway.request import Request
 from modelyard.gateway.resumption import Resumable, resumable
+from modelyard.gateway.strict_json import reading
 from modelyard.gateway.trace import parse as parse_trace
+from modelyard.gateway.turns import Work
 from modelyard.gateway.worker import Worker
 from modelyard.records.topology import Deployment
 
@@ -48,6 +51,10 @@ class Asked:
     def __init__(self, worker: Worker, request: Request) -> None:
         self.worker, self.request = worker, request
 
+    def read_body(self) -> Work:
+        """Find out step by step what the body holds. Raises Refusal (400)."""
+        self.request.read = yield from reading(self.request.body, FIELDS)
+
     def check(self) -> Admission:
         """All that can be refused before a seat is asked for. Returns the door to ask at."""
         request, worker = self.request, self.worker
@@ -55,8 +62,9 @@ class Asked:
             self._join_trace(request)
         endpoint = request.route.endpoint
         reader = READERS.get(endpoint)
-        asked = reader(request.body, request.id) if reader is not None else None
-        parsed = parse(request.body, endpoint) if asked is None else asked.parsed
+        body = request.read or request.body
+        asked = reader(body, request.id) if reader is not None else None
+        parsed = parse(body, endpoint) if asked is None else asked.parsed
         parsed.key_id = request.key.id
         call = parsed.call
         self.stream = call.stream is True

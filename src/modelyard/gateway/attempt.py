@@ -14,6 +14,7 @@ import msgspec
 
 from modelyard.gateway.breaker import Event
 from modelyard.gateway.dialects.dialect import Lane, NoWords, Speaker
+from modelyard.gateway.estimate import prompt_tokens
 from modelyard.gateway.lanes import BrokenStream, EngineErred, RawLane, Usage, WholeLane, usage_of
 from modelyard.gateway.limits import WIRE
 from modelyard.gateway.refusals import Refusal
@@ -194,7 +195,10 @@ class Attempt:
     def check_progress(self, at: float, policy: Policy) -> None:
         """An engine that sends nothing for too long is given up. A client that reads slowly holds the engine back by
         our own doing: that is its deadline, not the engine's."""
-        if self.progressed or self.holder.client.paused:
+        holder = self.holder
+        if holder.stream and not self.relaying:
+            self.seats.waits(at - self.began, prompt_tokens(len(holder.body)), at)
+        if self.progressed or holder.client.paused:
             self.progressed = False
             self.quiet_since = at
         elif self.relaying and at - self.quiet_since > policy.stall_timeout_s:

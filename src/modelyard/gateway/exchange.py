@@ -23,6 +23,7 @@ from modelyard.gateway.lanes import LAST_CHUNK, Usage, chunk
 from modelyard.gateway.refusals import Refusal, error_event, unavailable
 from modelyard.gateway.request import Request
 from modelyard.gateway.seats import Seats
+from modelyard.gateway.turns import Work
 from modelyard.gateway.worker import Worker
 from modelyard.records.decision import Admitted, Decision
 from modelyard.records.journal import Attempt as Tried
@@ -86,6 +87,17 @@ class Exchange(Asked):
             self._enter(admission)
         except Refusal as refusal:
             self._refuse(refusal)
+
+    def begin_by_steps(self) -> Work:
+        """As `begin`, with rests while the body is read: for large ones."""
+        try:
+            for _ in self.read_body():
+                yield
+                if self.ended:
+                    return
+        except Refusal as refusal:
+            self._refuse(refusal)
+        self.begin()
 
     def _overhear(self) -> None:
         """While a debug window is open, what this client is told is written down: refusals too."""

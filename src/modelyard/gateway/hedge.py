@@ -53,7 +53,7 @@ class Hedge:
         # Its seat is not charged to the key: one answer is given, and the request's own seat is charged for that.
         excluded = frozenset((first.seats.replica.name,))
         self._asking = msgspec.structs.replace(holder.asking, tokens=0, excluded=excluded, at_once=True)
-        late_s = admission.hedging.late_s
+        late_s = admission.hedging.late_s(admission.deployment.policy.failover.hedge_share)
         self._timer: Timer | None = worker.later(late_s, self._wake) if late_s is not None else None
 
     @property
