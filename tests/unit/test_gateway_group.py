@@ -223,6 +223,32 @@ async def test_a_dead_worker_leaves_nothing_behind(workers: Workers, eventually:
         assert waiting.seats is None
 
 
+async def test_no_two_suspects_are_at_one_launch_whichever_workers_they_are_of(
+    workers: Workers, eventually: Eventually
+) -> None:
+    async with two(workers, deployment(replicas=replicas("l0"))) as (owner, other):
+        first, second = Asking(key_id="k", suspect=b"1"), Asking(key_id="k", suspect=b"2")
+        isolated = other.ask(first)
+        await eventually(lambda: isolated.seats is not None)
+        waiting = owner.ask(second)
+        assert waiting.seats is None and owner.ask().seats is not None, "another request goes beside it"
+        other.die()
+        await eventually(lambda: waiting.seats is not None)
+        assert owner.door.seats["r0"].suspects == 1
+
+
+async def test_a_worker_sends_nobody_on_whom_it_has_convicted(workers: Workers, eventually: Eventually) -> None:
+    async with two(workers, deployment(replicas=replicas("l0"))) as (_, other):
+        door = other.door
+        for launch in ("0", "1"):
+            door.suspects.lost(("gone", launch), b"1", now(), sent_as="isolated")
+            assert launch == "0" or "is being looked into" in other.ask(Asking(key_id="k", suspect=b"1")).reason
+            door.suspects.died(("gone", launch), now())
+        assert "has ended the engine 2 times" in other.ask(Asking(key_id="k", suspect=b"1")).reason
+        there = other.ask()
+        await eventually(lambda: there.seats is not None)
+
+
 async def test_a_place_that_is_forgotten_is_free(workers: Workers, eventually: Eventually) -> None:
     async with two(workers, deployment(replicas=replicas("l0", cap=1))) as (owner, other):
         mine = owner.ask()

@@ -217,11 +217,12 @@ class Admission:
         if self.seats.get(seats.replica.name) is not seats:
             self.suspects.died(seats.launch, now)
 
-    def passed(self, seats: Seats) -> None:
-        """The isolated suspect has come further than where it was lost: another one may come beside it."""
+    def pass_by(self, seats: Seats) -> bool:
+        """The isolated suspect has come further than where it was lost: whether another one may come beside it now."""
         if seats.suspects:
             seats.suspects -= 1
             self.advance()
+        return True
 
     def retry_after_s(self) -> int:
         """When it is worth trying again: the queue ÷ the rate at which seats fall free."""

@@ -52,10 +52,10 @@ class Suspected(Asked):
         """A suspect that has come further than where it was lost before needs to be isolated no more: to the first
         piece of its answer, or beyond as many as there were."""
         lost_after = admission.suspects.pieces(self.fingerprint)
-        if attempt.relaying and attempt.events() > (lost_after + UNCERTAIN_PIECES if lost_after else 0):
+        is_beyond = attempt.relaying and attempt.events() > (lost_after + UNCERTAIN_PIECES if lost_after else 0)
+        if is_beyond and admission.pass_by(attempt.seats):
             self.has_passed = True
             self.asking = msgspec.structs.replace(self.asking, suspect=b"")
-            admission.passed(attempt.seats)
 
     def cleared(self, admission: Admission, attempt: Attempt) -> None:
         """The engine has answered: it lives, and this request does not end it."""
