@@ -221,9 +221,10 @@ class Exchange(Asked):
         assert admission is not None
         self.note(attempt, _TRIED[failure.kind], failure.cause)
         self.attempt = None
-        self.asking = msgspec.structs.replace(self.asking, excluded=self._failed_by(attempt))
+        before = self.asking
+        self.asking = msgspec.structs.replace(before, excluded=self._failed_by(attempt), again=True)
         self.failed = (*self.failed, attempt.seats)
-        admission.leave(attempt.seats, _FAILED, self.asking)
+        admission.leave(attempt.seats, _FAILED, before)
         try:
             self._enter(admission)
         except Refusal as refusal:
