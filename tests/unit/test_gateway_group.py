@@ -75,10 +75,10 @@ class Worker:
         self.topology = list(deployments)
         self.look()
 
-    def ask(self) -> Asker:
+    def ask(self, asking: Asking = ASKING) -> Asker:
         asker = Asker()
         try:
-            asker.ticket = self.door.enter(asker, ASKING, now())
+            asker.ticket = self.door.enter(asker, asking, now())
         except Refusal as refusal:
             asker.not_seated(refusal)
         return asker
@@ -184,6 +184,19 @@ async def test_what_the_owner_says_no_to_is_told(workers: Workers, eventually: E
         refused = other.ask()
         await eventually(lambda: refused.reason)
         assert "the queue is full" in refused.reason
+
+
+async def test_who_wants_a_seat_at_once_never_waits_at_the_owners_door(
+    workers: Workers, eventually: Eventually
+) -> None:
+    at_once = Asking(key_id="k", at_once=True)
+    async with two(workers, deployment(replicas=replicas("l0"))) as (owner, other):
+        held = [other.ask(at_once), other.ask(at_once)]
+        await eventually(lambda: all(one.seats for one in held))
+        refused = other.ask(at_once)
+        await eventually(lambda: refused.reason)
+        assert "no seat is free at once" in refused.reason and not owner.door.queue.waiting
+        assert owner.in_flight == CAP
 
 
 async def test_a_dead_worker_leaves_nothing_behind(workers: Workers, eventually: Eventually) -> None:

@@ -16,7 +16,7 @@ from modelyard.control.key_routes import as_csv
 from modelyard.gateway.accounts import Accounts, Asked
 from modelyard.gateway.keyring import Keyring
 from modelyard.gateway.refusals import Refusal
-from modelyard.gateway.seeding import seed, spent_until_now
+from modelyard.gateway.seeding import Seeding, spent_until_now
 from modelyard.observe.journal import BEGINNING, read_journal
 from modelyard.observe.usage import Usage, UsageRow
 from modelyard.records.base import encode
@@ -258,7 +258,7 @@ def test_a_budget_that_was_spent_before_the_gateway_began_is_spent(tmp_path: Pat
         keyring.apply(KeyCreated(key=key))
     write(tmp_path, record(1, "a"), record(2, "b"), record(3, "c"))
     accounts = Accounts(keyring)
-    seed(accounts, keyring, tmp_path / "spending.json", tmp_path, NOON)
+    Seeding(accounts, keyring, tmp_path / "spending.json", tmp_path).seed(NOON)
     line = accounts.line(keyring.keys["b"])
     with pytest.raises(Refusal, match="10 left, this request may take 11 \\(team 'research'\\)"):
         accounts.reserve(line, Asked(11, 0, NOON), 0.0)

@@ -14,7 +14,7 @@ from modelyard.gateway import limits, serve
 from modelyard.gateway.debug_window import DebugFiles
 from modelyard.gateway.group import Group
 from modelyard.gateway.listen import tls_of
-from modelyard.gateway.seeding import seed
+from modelyard.gateway.seeding import Seeding
 from modelyard.gateway.service import Follower, Service
 from modelyard.state import StateDirectory
 
@@ -39,14 +39,14 @@ def main() -> None:
     def follow(service: Service) -> list[asyncio.Task[None]]:
         loop = asyncio.get_running_loop()
         service.worker.debug = DebugFiles(state.debug, service.worker.journal.worker)
-        follower = Follower(service, state.topology, state.keys)
+        worker = service.worker
+        seeding = Seeding(worker.accounts, worker.keyring, state.spending, state.journal)
+        follower = Follower(service, state.topology, state.keys, lambda: seeding.seed(time.time()))
         tasks: list[asyncio.Task[None]] = []
         if chosen.workers > 1:
             service.group = Group(state.admission, chosen.workers, service.worker.admissions, follower.follow)
             tasks.append(loop.create_task(service.group.keep_forever()))
         follower.follow()
-        worker = service.worker
-        seed(worker.accounts, worker.keyring, state.spending, state.journal, time.time())
         return [*tasks, loop.create_task(follower.follow_forever())]
 
     sock = socket.socket(fileno=chosen.listen_fd)

@@ -6,13 +6,14 @@ not use goes back. Keys that nothing bounds have no account and cost one look-up
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from modelyard.gateway.bounds import NEVER, SOON_S, Budget, MinuteWindow, Short
 from modelyard.gateway.keyring import Keyring
 from modelyard.gateway.refusals import Refusal
-from modelyard.records.keys import KeyRecord
+from modelyard.records.keys import NO_BUDGET, KeyRecord
 from modelyard.records.spending import Period, Spent, period_of
 
 
@@ -48,8 +49,12 @@ class Account:
         self._at_once = limits.concurrent_requests
         self.requests = _window(self.requests, limits.requests_per_minute)
         self.tokens = _window(self.tokens, limits.tokens_per_minute)
-        self._day = _budget("day", self._day, budgets.tokens_per_day, budgets.pico_per_day)
-        self._month = _budget("month", self._month, budgets.tokens_per_month, budgets.pico_per_month)
+        if budgets == NO_BUDGET:
+            self._day = self._month = None
+        else:
+            # Both are counted where one of them is bounded, so that the other may be bounded later in the same month.
+            self._day = _budget("day", self._day, budgets.tokens_per_day, budgets.pico_per_day)
+            self._month = _budget("month", self._month, budgets.tokens_per_month, budgets.pico_per_month)
 
     def short(self, asked: Asked, now: float, period: Period) -> Short | None:
         """What is missing for `asked`; None where it can be had. Nothing is taken."""
@@ -90,6 +95,11 @@ class Account:
         if (budget := self._month) is not None:
             budget.settle(asked.tokens, asked.cost_pico, tokens, cost_pico, period)
 
+    def begin_budgets(self, node: KeyRecord) -> None:
+        """As if nothing had been spent of them."""
+        self._day = self._month = None
+        self.bound(node)
+
     def spent(self, spent: Spent, period: Period) -> None:
         """Used before there was this account."""
         if self._day is not None:
@@ -107,11 +117,7 @@ def _window(window: MinuteWindow | None, most: int | None) -> MinuteWindow | Non
     return window
 
 
-def _budget(
-    word: Literal["day", "month"], budget: Budget | None, tokens: int | None, pico: int | None
-) -> Budget | None:
-    if tokens is None and pico is None:
-        return None
+def _budget(word: Literal["day", "month"], budget: Budget | None, tokens: int | None, pico: int | None) -> Budget:
     if budget is None:
         return Budget(word, tokens, pico)
     budget.most_tokens, budget.most_pico = tokens, pico
@@ -176,10 +182,17 @@ class Accounts:
             account.take(asked, now, period)
         return Reservation(line, asked, now, period)
 
-    def spent(self, key: KeyRecord, spent: Spent, period: Period) -> None:
-        """Count what the key's requests of a day and of a month had used before this worker began."""
+    def begin_budgets(self, nodes: Iterable[str]) -> None:
+        """The budgets of these nodes (ids) are new, whatever was counted for those that they had once."""
+        for node in nodes:
+            if (account := self._accounts.get(node)) is not None:
+                account.begin_budgets(self._keyring.keys[node])
+
+    def spent(self, key: KeyRecord, spent: Spent, period: Period, of: Collection[str]) -> None:
+        """Count what the key's requests of a day and of a month had used before the nodes `of` (ids) had a budget."""
         for account in self.line(key):
-            account.spent(spent, period)
+            if account.node.id in of:
+                account.spent(spent, period)
 
 
 def rate_limit_lines(line: tuple[Account, ...], now: float) -> str:

@@ -21,6 +21,7 @@ from modelyard.gateway.breaker import CLOSED, Event, learned, probed, stepped
 from modelyard.gateway.budget import Budget
 from modelyard.gateway.entry import admit, retry_after_s
 from modelyard.gateway.fair_queue import FairQueue
+from modelyard.gateway.hedging import Hedging
 from modelyard.gateway.refusals import Refusal, unavailable
 from modelyard.gateway.seats import Seats
 from modelyard.gateway.shares import Shares
@@ -67,10 +68,12 @@ class Admission:
     requests: int = 0
     retries: Budget = field(default_factory=lambda: Budget(monotonic()))
     jitter: Callable[[], float] = random.random
+    clock: Callable[[], float] = monotonic
     queue: FairQueue[Queued] = field(init=False)
     shares: Shares = field(default_factory=Shares)
     held_s: Mean = field(default_factory=Mean)
     standing: Standing = field(default_factory=Standing)
+    hedging: Hedging = field(default_factory=Hedging)
     recorded: deque[Admitted] = field(default_factory=lambda: deque(maxlen=RECORDED))
     _decided: int = 0
     _deadlines: list[tuple[float, int, Queued]] = field(default_factory=list[tuple[float, int, Queued]])
@@ -85,11 +88,13 @@ class Admission:
             raise self._closed()
         self.shares.asked(asking.key_id, asking.weight, now)
         decision = self._choose(asking)
-        has_seat = decision.replica is not None and self._may_take(asking)
+        has_seat = decision.replica is not None and self._may_take(asking) and not (asking.at_once and decision.panic)
         if has_seat and not self.queue.waiting:
             self.queue.charge(asking)
             self._seat(waiter, asking, decision)
             return None
+        if asking.at_once:
+            raise self._refusal("no seat is free at once", code="unavailable")
         ticket = Queued(waiter, asking, now + self.deployment.policy.queue_timeout_s)
         if has_seat:
             # Those that wait may not take the seat, or not that one. If one of them may after all, it goes first.
@@ -124,6 +129,9 @@ class Admission:
 
     def leave(self, seats: Seats, result: Result, asking: Asking) -> None:
         """Give a seat back, and say what was learned; the next in the queue gets one."""
+        concurrency = seats.concurrency
+        if concurrency is not None and (result.first_delta_s or seats.in_flight > concurrency.floor):
+            concurrency.left(seats.in_flight, result, self.clock())
         seats.in_flight -= 1
         self.shares.gave(asking.key_id)
         if result.kind == "answered":
@@ -174,6 +182,7 @@ class Admission:
             seats.refusing = False
             if seats.breaker is not CLOSED:
                 seats.breaker = stepped(seats.breaker, now)
+            seats.look(now)
         while self._deadlines and (self._deadlines[0][0] <= now or not self._deadlines[0][2].waiting):
             ticket = heappop(self._deadlines)[2]
             if ticket.waiting:
@@ -279,7 +288,7 @@ class Admission:
     # Seats.
 
     def _places(self) -> int:
-        return sum([one.replica.max_in_flight for one in self.seats.values() if not one.replica.draining])
+        return sum([one.limit for one in self.seats.values() if not one.replica.draining])
 
     def _may_go(self, ticket: Queued) -> bool:
         decision = self._choose(ticket.asking)
@@ -296,7 +305,7 @@ class Admission:
         reserved = int(places * self.deployment.policy.reserved_seats)
         if not reserved or self.shares.is_below(asking.key_id, places):
             return True
-        taken = sum([min(one.in_flight, one.replica.max_in_flight) for one in self.seats.values()])
+        taken = sum([min(one.in_flight, one.limit) for one in self.seats.values()])
         return places - taken > reserved
 
     def _choose(self, asking: Asking) -> Decision:
@@ -324,10 +333,10 @@ class Admission:
         for replica in deployment.replicas:
             known = self.seats.get(replica.name)
             if known is not None and known.replica.launch == replica.launch:
-                known.replica = replica
                 fresh[replica.name] = known
             else:
                 fresh[replica.name] = Seats(replica, Pool(replica.address))
+            fresh[replica.name].update(replica, deployment.policy)
         gone = [one.pool for name, one in self.seats.items() if fresh.get(name) is not one]
         self.seats = fresh
         self.advance()

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from modelyard.gateway.accounts import Account, Reservation, rate_limit_lines
 from modelyard.gateway.admission import Admission, Asking
+from modelyard.gateway.caps import hold_to
 from modelyard.gateway.dialects.dialect import Speaker
 from modelyard.gateway.dialects.registry import READERS
 from modelyard.gateway.dialects.ways import direct, spoken
@@ -72,6 +73,11 @@ class Asked:
         self.admission = admission
         worker.keyring.authorize(request.key, call.model, endpoint)
         deployment = admission.deployment
+        terms = worker.keyring.terms(request.key)
+        if terms.max_tokens is not None:
+            hold_to(
+                terms.max_tokens, parsed, asked.names if asked is not None else self.names, deployment.context_tokens
+            )
         sending = direct(parsed, endpoint, deployment) if asked is None else spoken(asked, deployment)
         self.endpoint, self.body, self.speaker = sending.endpoint, sending.body, sending.speaker
         self.names = sending.names
@@ -83,9 +89,8 @@ class Asked:
             parsed.stripped = parsed.stripped | asked.stripped
         if parsed.stripped or parsed.bounded:
             self.warning += warning_of(parsed)
-        key = request.key
         tokens = prompt_tokens(len(request.body)) + answer_tokens(call) * (call.n or 1)
-        self.asking = Asking(key.id, key.priority, tokens, _NONE, key.weight, len(self.body))
+        self.asking = Asking(terms.share, terms.priority, tokens, _NONE, terms.weight, len(self.body))
         if line := worker.accounts.line(request.key):
             self._reserve(line, call, admission)
         return admission

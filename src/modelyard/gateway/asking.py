@@ -8,9 +8,10 @@ import msgspec
 
 
 class Asking(msgspec.Struct, frozen=True):
-    """What a door needs to know of a request. `tokens` is what it may cost: prompt, estimated, and the longest answer.
-    A higher `priority` goes first; within one, keys share by their `weight`. `size_bytes` is what it holds of our
-    memory while it waits. `excluded` are replicas that have failed it already.
+    """What a door needs to know of a request. `key_id` is whose share it counts in: the node's at the top of the key's
+    line. `tokens` is what it may cost: prompt, estimated, and the longest answer. A higher `priority` goes first;
+    within one, shares are divided by `weight`. `size_bytes` is what it holds of our memory while it waits. `excluded`
+    are replicas that have failed it already. `at_once`: it gets a seat of a sound replica now, or none.
 
     A frozen dataclass would take 1.2 µs to make, for every request; this takes 0.2."""
 
@@ -20,6 +21,7 @@ class Asking(msgspec.Struct, frozen=True):
     excluded: frozenset[str] = frozenset()
     weight: float = 1.0
     size_bytes: int = 0
+    at_once: bool = False
 
 
 class Result(msgspec.Struct, frozen=True):

@@ -157,9 +157,10 @@ class Budget:
         used.held_pico += pico
 
     def settle(self, held_tokens: int, held_pico: int, tokens: int, pico: int, period: Period) -> None:
-        """What was held is held no more; what was used is spent."""
+        """What was held is held no more; what was used is spent. A budget may be younger than a request that ends, and
+        then holds nothing of it."""
         used = self._of(period)
-        used.held_tokens -= held_tokens
-        used.held_pico -= held_pico
+        used.held_tokens = max(0, used.held_tokens - held_tokens)
+        used.held_pico = max(0, used.held_pico - held_pico)
         used.tokens += tokens
         used.pico += pico

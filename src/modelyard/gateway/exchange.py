@@ -6,7 +6,7 @@ ends exactly once, in `_end`. Whatever happens first decides: a later event find
 from __future__ import annotations
 
 from time import monotonic as now
-from typing import Literal, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -18,6 +18,7 @@ from modelyard.gateway.debug_window import overheard
 from modelyard.gateway.dialects.dialect import renamed
 from modelyard.gateway.estimate import prompt_tokens
 from modelyard.gateway.heads import json_response, stream_head
+from modelyard.gateway.hedge import Hedge, may_be_hedged
 from modelyard.gateway.lanes import LAST_CHUNK, Usage, chunk
 from modelyard.gateway.refusals import Refusal, error_event, unavailable
 from modelyard.gateway.request import Request
@@ -26,11 +27,11 @@ from modelyard.gateway.turns import Work
 from modelyard.gateway.worker import Worker
 from modelyard.records.decision import Admitted, Decision
 from modelyard.records.journal import Attempt as Tried
-from modelyard.records.journal import Outcome, RequestRecord, UsageSource
+from modelyard.records.journal import AttemptKind, Outcome, RequestRecord, UsageSource
 
 _NO_USAGE = Usage()
 _FAILED = Result("failed")
-_TRIED: dict[str, Literal["refused", "failed", "late"]] = {
+_TRIED: dict[str, AttemptKind] = {
     "unconnected": "refused",
     "overloaded": "refused",
     "lost": "failed",
@@ -50,7 +51,8 @@ class Client(Reader, Protocol):
 
 
 class Exchange(Asked):
-    """One request to one deployment. `attempt` is its sending to a replica, from `seated` until `_end`."""
+    """One request to one deployment. `attempt` is its sending to a replica, from `seated` until `_end`; beside it
+    `hedge` may have another one under way until one of them answers."""
 
     ended = False
     attempts = 0
@@ -61,6 +63,7 @@ class Exchange(Asked):
     decision: Decision | None = None
     admitted: Admitted | None = None
     attempt: Attempt | None = None
+    hedge: Hedge | None = None
     # What the record ends with.
     cost_pico = 0
     tried: tuple[Tried, ...] = ()
@@ -120,6 +123,14 @@ class Exchange(Asked):
         self.seated_at = self.seated_at or at
         self.attempt = attempt = Attempt(self, seats, at)
         attempt.send(seats.pool.take(at))
+        if self.stream and not self.tried:
+            self._prepare_hedge(attempt)
+
+    def _prepare_hedge(self, attempt: Attempt) -> None:
+        admission = self.admission
+        assert admission is not None
+        if may_be_hedged(len(self.request.body), admission):
+            self.hedge = Hedge(self, attempt, admission, self.worker)
 
     def not_seated(self, refusal: Refusal) -> None:
         self.ticket = None
@@ -130,6 +141,7 @@ class Exchange(Asked):
     def attempt_begins_answer(self, attempt: Attempt) -> bytes:
         if attempt.seats.breaker.state == "half_open":
             self._learn(attempt.seats, "answered")
+        self._choose(attempt)
         if self.first_byte_at:
             return b""
         self.first_byte_at = now()
@@ -150,8 +162,15 @@ class Exchange(Asked):
         self.bytes_out = len(out)
         self._end("complete", 200, usage, out, error=verdict)
 
-    def attempt_refused(self, attempt: Attempt, refusal: Refusal) -> None:
-        self._refuse(renamed(refusal, self.names))
+    def attempt_refused(self, attempt: Attempt, refusal: Refusal, usage: Usage | None) -> None:
+        self._choose(attempt)
+        self._refuse(renamed(refusal, self.names), usage=usage)
+
+    def _choose(self, attempt: Attempt) -> None:
+        """Of two that may be under way, this one answers."""
+        if self.hedge is not None:
+            hedge, self.hedge = self.hedge, None
+            hedge.answered(attempt)
 
     def attempt_failed(self, attempt: Attempt, failure: Failure) -> None:
         """Before the first piece of an answer another replica is asked, or a plain error told; after it an error event:
@@ -161,6 +180,8 @@ class Exchange(Asked):
         if failure.kind == "unconnected":
             attempt.seats.refusing = True
         self._learn(attempt.seats, failure.event)
+        if self._has_another(attempt, failure):
+            return
         if self.first_byte_at:
             if not self._resume(attempt, failure):
                 self._cut_short("truncated", _TRUNCATED, error=failure.cause)
@@ -170,6 +191,11 @@ class Exchange(Asked):
             self._refuse(failure.refusal, outcome="unavailable" if failure.kind == "overloaded" else "upstream_failed")
         else:
             self._unavailable(failure.cause)
+
+    def _has_another(self, attempt: Attempt, failure: Failure) -> bool:
+        """Whether another sending is under way, which may answer yet."""
+        hedge, self.hedge = self.hedge, None
+        return hedge is not None and hedge.goes_on(attempt, _TRIED[failure.kind], failure.cause)
 
     def _may_retry(self, attempt: Attempt, failure: Failure) -> bool:
         """Nothing reached the client, so nothing can happen twice. What was not even sent costs nothing to try."""
@@ -193,7 +219,7 @@ class Exchange(Asked):
         """Give the seat back and ask for one elsewhere."""
         admission = self.admission
         assert admission is not None
-        self._note(attempt, failure)
+        self.note(attempt, _TRIED[failure.kind], failure.cause)
         self.attempt = None
         self.asking = msgspec.structs.replace(self.asking, excluded=self._failed_by(attempt))
         self.failed = (*self.failed, attempt.seats)
@@ -216,15 +242,16 @@ class Exchange(Asked):
         self._retry(attempt, failure)
         return True
 
-    def _note(self, attempt: Attempt, failure: Failure) -> None:
+    def note(self, attempt: Attempt, kind: AttemptKind, cause: str) -> None:
+        """This sending brought no answer to the client."""
         replica, began = attempt.seats.replica, self.request.began
         tried = Tried(
             replica=replica.name,
             launch=replica.launch,
             began_s=attempt.began - began,
             ended_s=now() - began,
-            kind=_TRIED[failure.kind],
-            cause=failure.cause,
+            kind=kind,
+            cause=cause,
         )
         self.tried = (*self.tried, tried)
 
@@ -286,10 +313,14 @@ class Exchange(Asked):
     def client_paused(self) -> None:
         if self.attempt is not None:
             self.attempt.pause()
+        if self.hedge is not None:
+            self.hedge.pause()
 
     def client_resumed(self) -> None:
         if self.attempt is not None:
             self.attempt.resume()
+        if self.hedge is not None:
+            self.hedge.resume()
 
     def check_progress(self, at: float) -> None:
         """Called by the sweep."""
@@ -298,13 +329,16 @@ class Exchange(Asked):
             return
         policy = admission.deployment.policy
         attempt.check_progress(at, policy)
+        if self.hedge is not None:
+            self.hedge.check_progress(at, policy)
         limit_s = policy.failover.first_token_s
         if limit_s is not None and self.stream and not attempt.relaying and at - attempt.began > limit_s:
             self._move_on(attempt, admission, limit_s)
 
     def _move_on(self, attempt: Attempt, admission: Admission, limit_s: float) -> None:
         """The first token is late: another replica is asked if one is free, else this one has all the time it needs."""
-        if not attempt.over and admission.has_free(self._failed_by(attempt)):
+        is_asked = self.hedge is not None and self.hedge.is_sent
+        if not attempt.over and not is_asked and admission.has_free(self._failed_by(attempt)):
             attempt.fail("late", f"no first token within {limit_s:g} s")
 
     # The end.
@@ -322,7 +356,7 @@ class Exchange(Asked):
         fresh = usage.prompt_tokens - usage.cached_tokens
         return Result("answered", first_delta_s, usage.prompt_tokens + (usage.completion_tokens or 0), held_s, fresh)
 
-    def _refuse(self, refusal: Refusal, outcome: Outcome = "refused") -> None:
+    def _refuse(self, refusal: Refusal, outcome: Outcome = "refused", usage: Usage | None = None) -> None:
         if self.ended:
             return
         if self.first_byte_at:
@@ -335,13 +369,16 @@ class Exchange(Asked):
         out = refusal.response(request.id, keep_alive=request.keep_alive, shape=request.route.shape)
         request.keep_alive = request.keep_alive and not refusal.close
         self.bytes_out = len(out)
-        self._end(outcome, refusal.status, None, out, error=refusal.code)
+        self._end(outcome, refusal.status, usage, out, error=refusal.code)
 
     def _end(
         self, outcome: Outcome, status: int, usage: Usage | None, last: bytes, *, events: int = 0, error: str = ""
     ) -> None:
         """Record first, then the last bytes, then the seat."""
         self.ended = True
+        if self.hedge is not None:
+            hedge, self.hedge = self.hedge, None
+            hedge.end()
         worker, request, admission = self.worker, self.request, self.admission
         if self.ticket is not None and admission is not None:
             admission.forget(self.ticket)

@@ -6,7 +6,6 @@ refused by name. Inside messages nothing unknown passes."""
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from hashlib import sha256
 from typing import Annotated, Any, Literal, cast
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal, cast
 import msgspec
 from msgspec import Meta, Struct
 
+from modelyard.gateway.explaining import explained
 from modelyard.gateway.limits import FIELDS
 from modelyard.gateway.refusals import Refusal, invalid
 from modelyard.gateway.schemas import schema_problem, tools_problem, value_problem
@@ -163,9 +163,6 @@ _CALLS: dict[str, tuple[type[AnyCall], frozenset[str]]] = {
 }
 _NOTHING: frozenset[str] = frozenset()
 _WITH_USAGE = {"include_usage": True}
-# "Expected `int` >= 1 - at `$.max_tokens`", "Object missing required field `model`"
-_AT = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<field>\w*)(?P<rest>.*)`)?$", re.DOTALL)
-_MISSING = re.compile(r"missing required field `(\w+)`")
 
 
 class Parsed(Struct):
@@ -189,7 +186,7 @@ def parse(body: Body, endpoint: str) -> Parsed:
     try:
         call = _convert(fields, kind)
     except msgspec.ValidationError as error:
-        raise _explained(error) from None
+        raise explained(error) from None
     if (problem := call.problem()) is not None:
         raise invalid(f"{problem[0]} {problem[1]}", problem[0])
     stripped = _NOTHING if known.issuperset(fields) else fields.keys() - known
@@ -286,19 +283,6 @@ def warning_of(parsed: Parsed) -> bytes:
 def usage_asked(call: AnyCall) -> bool:
     """Whether the client itself asked for usage in its stream."""
     return bool(call.stream and call.stream_options is not None and call.stream_options.include_usage)
-
-
-def _explained(error: msgspec.ValidationError) -> Refusal:
-    text = str(error)
-    match = _AT.match(text)
-    assert match is not None
-    what, field, rest = match["what"], match["field"] or "", match["rest"] or ""
-    missing = _MISSING.search(what)
-    if missing is not None and not field:
-        return invalid(f"{missing[1]} is missing", missing[1])
-    if field == "messages" and ".content" in rest:
-        what += "; nothing but text is read here, and no address is ever fetched"
-    return invalid(f"{field}{rest}: {what}"[:512], field or None)
 
 
 def _response_format(value: _Object) -> str:

@@ -63,14 +63,6 @@ class Kept:
             self.is_whole = False
             self._parts.clear()
 
-    def mark(self) -> int:
-        """Where it ends now, for `cut`."""
-        return len(self._parts)
-
-    def cut(self, mark: int) -> None:
-        """Forget what came after `mark`: it was held back, and never sent."""
-        del self._parts[mark:]
-
     def events(self) -> bytes:
         """Without the frames of chunks."""
         sent = b"".join(self._parts)
@@ -209,13 +201,15 @@ def _begins_at_the_end(stop: str, text: str) -> bool:
 
 
 class KeepingLane:
-    """Another lane, which notes what goes through it to the client."""
+    """Another lane, which notes what goes through it to the client. What comes before the first piece of an answer is
+    held back until then, and lost with the replica that said it."""
 
-    __slots__ = ("_kept", "_lane")
+    __slots__ = ("_held", "_kept", "_lane")
     verdict = ""
 
     def __init__(self, lane: Lane, kept: Kept) -> None:
         self._lane, self._kept = lane, kept
+        self._held: list[bytes] = []
 
     @property
     def usage(self) -> Usage | None:
@@ -237,6 +231,12 @@ class KeepingLane:
 
     def read(self, raw: bytes, pieces: list[bytes], done: bool) -> bytes:
         out = self._lane.read(raw, pieces, done)
+        if not self._lane.has_delta:
+            self._held.append(out)
+            return out
+        if self._held:
+            held, self._held = self._held, []
+            self._kept.add(b"".join(held))
         self._kept.add(out)
         return out
 
@@ -344,17 +344,14 @@ def _stated(usage: Usage) -> dict[str, Any]:
 class Resumable:
     """A request whose stream is kept (a Speaker), and how it goes on after a death."""
 
-    __slots__ = ("_body", "_endpoint", "_kept", "_lane", "_mark", "_rest", "_speaker")
+    __slots__ = ("_body", "_endpoint", "_kept", "_rest", "_speaker")
 
     def __init__(self, body: bytes, endpoint: str, speaker: Speaker | None, chunked: bool) -> None:
         self._body, self._endpoint, self._speaker = body, endpoint, speaker
         self._kept = Kept(chunked)
-        self._lane: KeepingLane | None = None
-        self._mark = 0
         self._rest: Rest | None = None
 
     def lane(self, *, usage_asked: bool, chunked: bool) -> KeepingLane:
-        self._forget_unsent()
         inner: Lane
         if self._rest is not None:
             inner = ResumedLane(usage_asked, chunked, self._rest)
@@ -362,20 +359,13 @@ class Resumable:
             inner = self._speaker.lane(usage_asked=usage_asked, chunked=chunked)
         else:
             inner = RawLane(usage_asked, chunked)
-        self._lane, self._mark = KeepingLane(inner, self._kept), self._kept.mark()
-        return self._lane
-
-    def _forget_unsent(self) -> None:
-        """What comes before the first piece of an answer is held back, and goes with the replica that said it."""
-        if self._lane is not None and not self._lane.has_delta:
-            self._kept.cut(self._mark)
+        return KeepingLane(inner, self._kept)
 
     def whole(self, body: bytes) -> tuple[bytes, Usage | None, str]:
         raise BrokenStream("the engine answered a stream with a plain body")
 
     def go_on(self) -> bytes | None:
         """The body for another replica, whose lane comes next; None where nobody can go on from here."""
-        self._forget_unsent()
         said = said_in(self._kept.events()) if self._kept.is_whole else None
         rest = rest_of(self._body, self._endpoint, said) if said is not None else None
         if rest is None:

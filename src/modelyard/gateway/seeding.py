@@ -32,15 +32,30 @@ class _Used(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Used).decode
 
 
-def seed(accounts: Accounts, keyring: Keyring, spending: Path, journal: Path, now: float) -> None:
-    """Count what was spent in the day and month of `now` (Unix seconds), for the keys that a budget bounds."""
-    bounded = {key.id for key in keyring.keys.values() if any(one.budgets != NO_BUDGET for one in keyring.line(key))}
-    if not bounded:
-        return
-    period = period_of(now)
-    for key_id, spent in spent_until_now(spending, journal, period).items():
-        if key_id in bounded:
-            accounts.spent(keyring.keys[key_id], spent, period)
+class Seeding:
+    """Counts what was spent in the day and the month that it is, for nodes with a budget: the first time for all of
+    them, later for those that have had one only since."""
+
+    def __init__(self, accounts: Accounts, keyring: Keyring, spending: Path, journal: Path) -> None:
+        self._accounts, self._keyring = accounts, keyring
+        self._spending, self._journal = spending, journal
+        self._begun = False
+
+    def seed(self, now: float) -> None:
+        """`now` is in Unix seconds. To be called before a request is let in by new bounds."""
+        keyring = self._keyring
+        nodes, keyring.fresh_budgets = keyring.fresh_budgets, set()
+        if not self._begun:
+            self._begun = True
+            nodes = {key.id for key in keyring.keys.values() if key.budgets != NO_BUDGET}
+        self._accounts.begin_budgets(nodes)
+        keys = [key for key in keyring.keys.values() if any(one.id in nodes for one in keyring.line(key))]
+        if not keys:
+            return
+        period = period_of(now)
+        spent = spent_until_now(self._spending, self._journal, period)
+        for key in keys:
+            self._accounts.spent(key, spent.get(key.id, Spent()), period, nodes)
 
 
 def spent_until_now(spending: Path, journal: Path, period: Period) -> dict[str, Spent]:

@@ -20,6 +20,7 @@ from modelyard.gateway.overload import refuses
 from modelyard.gateway.pressure import Pressure
 from modelyard.gateway.refusals import Refusal, unavailable, unknown_model
 from modelyard.gateway.request import Request
+from modelyard.gateway.timers import Later, later
 from modelyard.gateway.turns import Turns
 from modelyard.records.journal import RequestRecord
 from modelyard.records.keys import KeyRecord
@@ -37,6 +38,7 @@ class Worker:
         keyring: Keyring,
         wire: WireLimits = WIRE,
         chance: Callable[[], float] = random.random,
+        later: Later = later,
     ) -> None:
         self.journal = journal
         self.keyring = keyring
@@ -45,6 +47,7 @@ class Worker:
         self.draining = False
         self.wire = wire
         self.chance = chance
+        self.later = later
         self.turns = Turns()
         self.pressure = Pressure()
         # Where prompts and answers go while a debug window is open; nowhere unless the process is told.

@@ -111,7 +111,7 @@ def _errors(record: RequestRecord) -> tuple[Event, ...]:
             trace_id=record.trace_id,
         )
         for tried in record.tried
-        if tried.kind != "hedge_lost"
+        if tried.failed
     ]
     if not recovered:
         found.append(

@@ -132,7 +132,8 @@ RETRIES = Instrument(
     "modelyard.retries",
     "counter",
     "{attempt}",
-    "Sendings that brought no answer to the client, by replica and what became of them.",
+    "Sendings that brought no answer to the client, by replica and what became of them. `hedge_lost`: a hedge in vain; "
+    "`outrun`: a hedge was faster.",
     ("deployment", "replica", "kind"),
 )
 RESUMPTIONS = Instrument(

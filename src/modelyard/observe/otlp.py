@@ -74,7 +74,7 @@ def _spans(record: RequestRecord) -> list[dict[str, Any]]:
 
 def _sendings(record: RequestRecord) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    tried = [(one.replica, one.began_s, one.ended_s, one.kind) for one in record.tried]
+    tried = [(one.replica, one.began_s, one.ended_s, one.kind if one.failed else "") for one in record.tried]
     if record.replica:
         tried.append((record.replica, record.queued_s, record.total_s, error_type(record)))
     for number, (replica, began_s, ended_s, failed) in enumerate(tried):

@@ -105,6 +105,7 @@ def _attempts(record: RequestRecord) -> list[Chapter]:
         "failed": "failed",
         "late": "was late",
         "hedge_lost": "was slower than the other one",
+        "outrun": "was outrun by one that was asked later",
     }
     return [
         Chapter(

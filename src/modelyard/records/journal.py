@@ -11,6 +11,7 @@ Outcome = Literal[
     "complete", "refused", "client_gone", "upstream_failed", "truncated", "unavailable", "gateway_stopped"
 ]
 UsageSource = Literal["engine", "estimated", "none"]
+AttemptKind = Literal["refused", "failed", "late", "hedge_lost", "outrun"]
 
 
 # No string inside a JSON text can hold these bytes: its quotes would be escaped.
@@ -24,14 +25,20 @@ def within(line: bytes) -> bytes:
 
 class Attempt(Record):
     """One sending of a request to one launch that brought no answer to the client. `began_s` and `ended_s` count from
-    the request's first byte; `cause` is ours, never an engine's text."""
+    the request's first byte; `cause` is ours, never an engine's text. Of two at the same time, the one that was slower
+    is "hedge_lost" if it was sent later, "outrun" if earlier."""
 
     replica: str
     launch: str
     began_s: float
     ended_s: float
-    kind: Literal["refused", "failed", "late", "hedge_lost"]
+    kind: AttemptKind
     cause: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Not where another one was only faster."""
+        return self.kind not in ("hedge_lost", "outrun")
 
 
 class RequestRecord(Record, tag_field="schema", tag="request/v1", kw_only=False):

@@ -25,7 +25,10 @@ class Failover(Record):
     `first_token_s` too, while another one is free. After that, `on_broken_stream` says.
 
     A replica is taken out for `eject_s`, twice as long each time up to `eject_most_s`, after `eject_after` lost
-    connections in a row, or when `eject_share` of at least `eject_volume` requests within ten seconds failed."""
+    connections in a row, or when `eject_share` of at least `eject_volume` requests within ten seconds failed.
+
+    Up to `hedge_share` of the requests are sent to a second replica while the first one works on them: streams whose
+    first token is late, with prompts of `hedge_prompt_tokens` at most."""
 
     sendings: int = 3
     retry_share: float = 0.1
@@ -37,6 +40,8 @@ class Failover(Record):
     eject_volume: int = 20
     eject_s: float = 1.0
     eject_most_s: float = 30.0
+    hedge_share: float = 0.0
+    hedge_prompt_tokens: int = 512
 
 
 class Prices(Record):
@@ -61,7 +66,8 @@ class Policy(Record):
     `stripped_fields` are left out of what the engine is asked, and named in a header; `refused_fields` are refused.
     `salted`: prompts of different keys share no cached prefix, where the engine knows salts. In an overload that lasts,
     nobody is let in who would wait longer than `overload_wait_s`. `reserved_seats` is the part of the seats that only
-    keys below their share may take while several are active."""
+    keys below their share may take while several are active. `adaptive_seats`: a replica is given fewer requests at
+    once while its first tokens take more than `first_token_tolerance` times what is expected for their prompts."""
 
     retry_after_s: int = 2
     max_queued: int = 64
@@ -78,6 +84,8 @@ class Policy(Record):
     overload_wait_s: float = 2.0
     reserved_seats: float = 0.125
     prices: Prices | None = None
+    adaptive_seats: bool = True
+    first_token_tolerance: float = 4.0
 
 
 class Deployment(Record, dict=True):  # for what is derived once

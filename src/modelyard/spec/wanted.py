@@ -54,6 +54,22 @@ class Limits(Record, forbid_unknown_fields=True):
             description="The part of the seats that only keys below their share may take while several are active.",
         ),
     ] = 0.125
+    adaptive_seats: Annotated[
+        bool,
+        Meta(
+            description="Whether a replica is given fewer requests at once than `max_in_flight` while its first tokens "
+            "come late: the others wait in the gateway, where keys, priorities and deadlines count."
+        ),
+    ] = True
+    first_token_tolerance: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=1000,
+            description="How many times what is expected of a prompt of its size its first token may take before that "
+            "is late.",
+        ),
+    ] = 4.0
     kv_cache: Annotated[
         ByteSize | None,
         Meta(description="Memory of one replica for the keys and values of its requests, such as 1GiB."),
@@ -116,6 +132,19 @@ class Failover(Record, forbid_unknown_fields=True):
         Seconds, Meta(description="For how long; then one request may try it. Twice as long each further time ...")
     ] = 1.0
     eject_most_s: Annotated[Seconds, Meta(description="... up to this.")] = 30.0
+    hedge_share: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=0.1,
+            description="What share of all requests may be sent to a second replica because their first token is late: "
+            "the faster of the two answers. Streams only; 0 for none.",
+        ),
+    ] = 0.0
+    hedge_prompt_tokens: Annotated[
+        Positive,
+        Meta(description="Prompts of more tokens, estimated, are not sent to a second replica because of that."),
+    ] = 512
 
 
 # What would let a client load files of the engine's machine, take another tenant's cache, or run code there: no

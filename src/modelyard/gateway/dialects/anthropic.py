@@ -19,7 +19,7 @@ from modelyard.gateway.dialects.anthropic_request import (
 )
 from modelyard.gateway.dialects.bounds import native_body, read_call
 from modelyard.gateway.dialects.chat import decode
-from modelyard.gateway.dialects.dialect import CHAT, COUNT_TOKENS, MESSAGES, TOKENIZE, Lane, Spoken, as_chat
+from modelyard.gateway.dialects.dialect import CHAT, COUNT_TOKENS, MESSAGES, TOKENIZE, Lane, NoWords, Spoken, as_chat
 from modelyard.gateway.dialects.native import MESSAGE_ENDS, NativeSpeaker
 from modelyard.gateway.dialects.rewrite import RewriteLane
 from modelyard.gateway.dialects.tokens import parsed_tokenize
@@ -43,7 +43,8 @@ class MessagesSpeaker:
         try:
             return message(answer, self.message_id, self.model), answer.usage, ""
         except Untellable as error:
-            raise Refusal(502, f"{error}; ask again", code="tool_arguments_invalid") from None
+            refusal = Refusal(502, f"{error}; ask again", code="tool_arguments_invalid")
+            raise NoWords(refusal, answer.usage) from None
 
 
 class _Counted(msgspec.Struct):

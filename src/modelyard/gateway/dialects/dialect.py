@@ -46,6 +46,15 @@ class Lane(Protocol):
         ...
 
 
+class NoWords(Exception):
+    """The engine has answered, and the dialect has no words for it: what the client is told instead, and what the
+    answer cost all the same."""
+
+    def __init__(self, refusal: Refusal, usage: Usage | None) -> None:
+        super().__init__(refusal.message)
+        self.refusal, self.usage = refusal, usage
+
+
 class Speaker(Protocol):
     """Gives one answer of an engine in the client's dialect."""
 
@@ -53,7 +62,7 @@ class Speaker(Protocol):
 
     def whole(self, body: bytes) -> tuple[bytes, Usage | None, str]:
         """The client's body, the usage, and what a check of the answer found wrong ("" if nothing). Raises
-        BrokenStream where the engine's answer is none, Refusal where the dialect has no words for it."""
+        BrokenStream where the engine's answer is none, NoWords where the dialect has none for it."""
         ...
 
 

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from modelyard.gateway.dialects.bounds import Name, Object, Text, TokenId, explained, read_call
+from modelyard.gateway.dialects.bounds import Name, Object, Text, TokenId, read_call
 from modelyard.gateway.dialects.dialect import DETOKENIZE, TOKENIZE, Spoken
 from modelyard.gateway.dialects.plain import PlainCall, plain
+from modelyard.gateway.explaining import explained
 from modelyard.gateway.fields import Parsed
 from modelyard.gateway.limits import FIELDS
 from modelyard.gateway.refusals import invalid
