@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_a_stream_that_lost_or_swapped_something_does_not(events: list[bytes]) -
 
 def in_another_dialect(events: list[bytes]) -> list[bytes]:
     texts = [json.loads(event[5:])["choices"][0]["delta"]["content"] for event in events[:-1]]
-    values: list[dict[str, object]] = [{"type": "message_start"}]
+    values: list[dict[str, Any]] = [{"type": "message_start"}]
     values += [{"type": "content_block_delta", "delta": {"text": text}} for text in texts]
     values += [{"type": "message_delta", "delta": {"stop_reason": "max_tokens"}}, {"type": "message_stop"}]
     return [f"event: {value['type']}\ndata: {json.dumps(value)}\n\n".encode() for value in values]
