@@ -65,8 +65,9 @@ def selftest(
 
 
 def _try_all(rows: tuple[Row, ...], seed: int, *, short: bool, resume: bool, as_json: bool) -> list[Result]:
-    from modelyard.selftest.result import latest, save, source_sha256
+    from modelyard.selftest.result import latest, save
     from modelyard.selftest.running import run
+    from modelyard.selftest.sources import source_sha256
 
     state = state_directory()
     results: list[Result] = []

@@ -190,7 +190,7 @@ class Admission:
                 waited_s = self.deployment.policy.queue_timeout_s
                 ticket.waiter.not_seated(self._refusal(f"waited {waited_s:g} s for a free replica", code="unavailable"))
         self.standing.look(bool(self.queue.waiting), now)
-        self.shares.tidy(now)
+        self.shares.tidy(now, self._places())
         self.queue.tidy()
         self.advance()
 
@@ -231,12 +231,14 @@ class Admission:
         queue, policy = self.queue, self.deployment.policy
         fits = queue.fits(asking)
         held = queue.held(asking)
+        places = self._places()
         return Entry(
             waiting=queue.waiting,
             ahead=queue.ahead(asking),
             held=held,
             keys_waiting=queue.keys_waiting(asking.priority) + (0 if held else 1),
-            seats=self._places(),
+            # What is kept for others serves nobody who has more than a share.
+            seats=places - self._kept_from(asking, places),
             held_s=self.held_s.value,
             standing_s=self.standing.lasted_s(now),
             room="free" if fits else "taken" if queue.heaviest_against(asking) is not None else "none",
@@ -297,16 +299,22 @@ class Admission:
         return self._may_take(ticket.asking)
 
     def _may_take(self, asking: Asking) -> bool:
-        """Whether the key may have a free seat: while several are active, the last ones are for those below their
-        share."""
+        """Whether the key may have a free seat: while several are active, some are for those below their share."""
         if len(self.shares) < 2:
             return True
         places = self._places()
-        reserved = int(places * self.deployment.policy.reserved_seats)
-        if not reserved or self.shares.is_below(asking.key_id, places):
+        kept = self._kept_from(asking, places)
+        if not kept:
             return True
         taken = sum([min(one.in_flight, one.limit) for one in self.seats.values()])
-        return places - taken > reserved
+        return places - taken > kept
+
+    def _kept_from(self, asking: Asking, places: int) -> int:
+        """How many of the free seats are not for this key."""
+        most = int(places * self.deployment.policy.reserved_seats)
+        if not most or self.shares.is_below(asking.key_id, places):
+            return 0
+        return min(most, self.shares.kept_from(asking.key_id))
 
     def _choose(self, asking: Asking) -> Decision:
         excluded = asking.excluded

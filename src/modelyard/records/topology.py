@@ -65,9 +65,10 @@ class Policy(Record):
     nothing better is known. `forwarded_fields` are request fields that we do not know and the engine does;
     `stripped_fields` are left out of what the engine is asked, and named in a header; `refused_fields` are refused.
     `salted`: prompts of different keys share no cached prefix, where the engine knows salts. In an overload that lasts,
-    nobody is let in who would wait longer than `overload_wait_s`. `reserved_seats` is the part of the seats that only
-    keys below their share may take while several are active. `adaptive_seats`: a replica is given fewer requests at
-    once while its first tokens take more than `first_token_tolerance` times what is expected for their prompts."""
+    nobody is let in who would wait longer than `overload_wait_s`. `reserved_seats` is the part of the seats that, at
+    most, stays free for keys below their share while several are active. `adaptive_seats`: a replica is given fewer
+    requests at once while its first tokens take more than `first_token_tolerance` times what is expected for their
+    prompts."""
 
     retry_after_s: int = 2
     max_queued: int = 64
@@ -82,7 +83,7 @@ class Policy(Record):
     salted: bool = True
     max_queued_bytes: int = 64 * 1024 * 1024
     overload_wait_s: float = 2.0
-    reserved_seats: float = 0.125
+    reserved_seats: float = 0.25
     prices: Prices | None = None
     adaptive_seats: bool = True
     first_token_tolerance: float = 4.0

@@ -51,9 +51,10 @@ class Limits(Record, forbid_unknown_fields=True):
         Meta(
             ge=0,
             le=0.5,
-            description="The part of the seats that only keys below their share may take while several are active.",
+            description="The part of the seats that, at most, stays free for keys below their share while several are"
+            " active.",
         ),
-    ] = 0.125
+    ] = 0.25
     adaptive_seats: Annotated[
         bool,
         Meta(

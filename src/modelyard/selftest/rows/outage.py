@@ -166,7 +166,7 @@ STORM = Row(
     full=6_000,
     short=200,
     run=storm,
-    sources=("gateway", "records", "testing"),
+    sources=("gateway", "testing/fake_engine.py", "testing/fault_program.py"),
     takes_s=70,
 )
 PANIC = Row(
@@ -178,7 +178,7 @@ PANIC = Row(
     full=20,
     short=2,
     run=panic,
-    sources=("gateway", "records", "testing"),
+    sources=("gateway", "testing/fake_engine.py", "testing/fault_program.py"),
     takes_s=20,
 )
 ROWS = (STORM, PANIC)
