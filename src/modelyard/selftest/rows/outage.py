@@ -179,6 +179,6 @@ PANIC = Row(
     short=2,
     run=panic,
     sources=("gateway", "testing/fake_engine.py", "testing/fault_program.py"),
-    takes_s=20,
+    takes_s=5,
 )
 ROWS = (STORM, PANIC)
