@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from time import monotonic as now
 from types import MappingProxyType
 
-from modelyard.gateway.accounts import Account, Reservation, rate_limit_lines
+import msgspec
+
+from modelyard.gateway.accounts import Account, Reservation
 from modelyard.gateway.admission import Admission, Asking
 from modelyard.gateway.caps import hold_to
 from modelyard.gateway.dialects.dialect import Speaker
@@ -109,6 +111,8 @@ class Asked:
             self.trace_lines = trace.onward(request.id)
 
     def _reserve(self, line: tuple[Account, ...], prompt: int, answers: int, deployment: Deployment) -> None:
-        asked, at = may_use(prompt, answers, deployment.policy.prices, self.request.at), now()
-        self.reservation = self.worker.accounts.reserve(line, asked, at)
-        self.warning += rate_limit_lines(line, at).encode()
+        request, at = self.request, now()
+        asked = may_use(prompt, answers, deployment.policy.prices, request.at)
+        self.reservation = reservation = self.worker.accounts.reserve(line, asked, at, request.id)
+        if reservation.wanted is not None:
+            self.asking = msgspec.structs.replace(self.asking, wanted=reservation.wanted)
