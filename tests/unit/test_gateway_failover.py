@@ -235,8 +235,8 @@ def test_a_retry_that_waits_lets_others_pass(tmp_path: Path) -> None:
 
 
 def test_a_retry_goes_before_those_of_its_key_that_had_no_seat_yet(tmp_path: Path) -> None:
-    """Its replica was started anew, so it may go wherever they may."""
-    two = Two(tmp_path)
+    """Its replica was started anew, so it may go wherever they may, and nobody suspects it."""
+    two = Two(tmp_path, poison_deaths=0)
     two.ask()
     shape = two.admission.deployment
     anew = tuple(msgspec.structs.replace(one, launch="anew", max_in_flight=0) for one in shape.replicas)

@@ -504,6 +504,20 @@ def another_lately_had_half_of_the_seats(two: Hedged) -> None:
     shares.tidy(0.0, 8)
 
 
+def test_a_request_that_may_have_ended_an_engine_is_not_sent_to_two(tmp_path: Path) -> None:
+    three = Hedged(tmp_path, replicas=3)
+    three.ask()
+    three.dies(0)
+    three.asked()
+    three.engines += [three.world.engine(f"r{number}") for number in range(3)]
+    again, _ = three.world.client()
+    again.data_received(post(chat(stream=True)))
+    assert again.exchange is not None and again.exchange.asking.suspect
+    three.asked()
+    three.timers.pass_by()
+    assert three.asked() == []
+
+
 def test_seats_that_are_kept_for_other_keys_are_not_taken_by_a_hedge(tmp_path: Path) -> None:
     two = Hedged(tmp_path, reserved_seats=0.5)
     another_lately_had_half_of_the_seats(two)

@@ -111,8 +111,7 @@ class Asked:
             self.trace_lines = trace.onward(request.id)
 
     def _reserve(self, line: tuple[Account, ...], prompt: int, answers: int, deployment: Deployment) -> None:
-        request, at = self.request, now()
-        asked = may_use(prompt, answers, deployment.policy.prices, request.at)
-        self.reservation = reservation = self.worker.accounts.reserve(line, asked, at, request.id)
+        asked, at = may_use(prompt, answers, deployment.policy.prices, self.request.at), now()
+        self.reservation = reservation = self.worker.accounts.reserve(line, asked, at, self.request.id)
         if reservation.wanted is not None:
             self.asking = msgspec.structs.replace(self.asking, wanted=reservation.wanted)

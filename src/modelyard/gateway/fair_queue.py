@@ -7,8 +7,8 @@ queueing, Goyal, Vin and Cheng 1996). For two keys that both wait all the time, 
 most one request of each. Within a key: first come, first served, and before them all those that had a seat already and
 lost it to a failure.
 
-A request that may not go to every replica waits in a line beside its key's others, so as not to hold them up; what
-either line is given counts for both.
+A request that may not go to every replica, or not now, waits in a line beside its key's others, so as not to hold them
+up; what either line is given counts for both.
 
 State without time or I/O; every operation takes O(log n)."""
 
