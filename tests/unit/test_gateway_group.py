@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 from gateway_fakes import MODEL, deployment
 
+from modelyard.gateway import group as group_module
+from modelyard.gateway import link_to_owner as link_module
 from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Result
 from modelyard.gateway.group import Group
-from modelyard.gateway.group_wire import Ask, Hello
+from modelyard.gateway.group_wire import Ask, Granted, Hello
 from modelyard.gateway.journal import JournalWriter
 from modelyard.gateway.keyring import Keyring
 from modelyard.gateway.refusals import Refusal
@@ -44,6 +46,7 @@ class Asker:
 
     seats: Seats | None = None
     reason: str = ""
+    code: str = ""
     ticket: Queued | None = None
 
     def seated(self, seats: Seats, decision: Decision) -> None:
@@ -52,7 +55,7 @@ class Asker:
 
     def not_seated(self, refusal: Refusal) -> None:
         assert self.seats is None and not self.reason
-        self.reason = refusal.message
+        self.reason, self.code = refusal.message, refusal.code
 
 
 @dataclass
@@ -360,6 +363,39 @@ async def test_without_an_owner_who_waits_is_told_at_the_deadline(folder: Path) 
     assert not asker.reason
     worker.door.expire(now() + 5.1)
     assert asker.reason.endswith("waited 5 s for a free replica")
+
+
+async def test_while_the_owner_is_silent_nobody_waits_for_it_and_nothing_is_lost_when_it_speaks_again(
+    workers: Workers, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (group_module, link_module):
+        monkeypatch.setattr(module, "BEAT_S", 0.01)
+    async with two(workers, deployment(replicas=replicas("l0"))) as (owner, other):
+        held = other.ask()
+        await eventually(lambda: held.seats is not None)
+        [link] = owner.group._desk.links  # type: ignore[reportPrivateUsage,union-attr]
+        unsaid: list[Any] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(link, "send", unsaid.append)
+            waiting = other.ask()
+            await eventually(lambda: waiting.reason)
+            refused = other.ask()
+        for reason in (waiting.reason, refused.reason):
+            assert "does not answer, and is being replaced" in reason
+        assert waiting.code == refused.code == "owner_silent"
+        assert any(isinstance(message, Granted) for message in unsaid) and owner.in_flight == CAP
+        for message in unsaid:
+            link.send(message)
+        await eventually(lambda: owner.in_flight == 1, what="the seat that nobody waits for any more comes back")
+        again: list[Asker] = []
+
+        def is_seated() -> bool:
+            again.append(other.ask())
+            return again[-1].seats is not None or not again[-1].reason
+
+        await eventually(is_seated)
+        await eventually(lambda: again[-1].seats is not None)
+        assert owner.in_flight == other.in_flight == CAP
 
 
 async def test_a_launch_that_a_worker_has_not_read_of_yet_is_looked_up(
