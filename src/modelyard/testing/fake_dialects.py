@@ -49,6 +49,7 @@ class MessageEvents:
 
     ask: Ask
     number: int
+    cached_tokens: int
     defect: str
 
     def whole(self, pieces: list[str]) -> dict[str, object]:
@@ -85,7 +86,12 @@ class MessageEvents:
         return {"id": f"msg_{self.number}", **told}
 
     def _usage(self) -> dict[str, int]:
-        return {"input_tokens": self.ask.prompt_tokens, "output_tokens": len(self.ask.answer.pieces)}
+        """As Anthropic has it: cached tokens are counted beside the others."""
+        return {
+            "input_tokens": self.ask.prompt_tokens - self.cached_tokens,
+            "cache_read_input_tokens": self.cached_tokens,
+            "output_tokens": len(self.ask.answer.pieces),
+        }
 
 
 @dataclass
@@ -94,6 +100,7 @@ class ResponseEvents:
 
     ask: Ask
     number: int
+    cached_tokens: int
     defect: str
     _events: int = 0
 
@@ -103,7 +110,8 @@ class ResponseEvents:
             {"type": "message", "id": f"item_{self.number}", "role": "assistant", "content": [part]}
         ]
         made = len(self.ask.answer.pieces) + (self.defect == "responses")
-        usage = {"input_tokens": self.ask.prompt_tokens, "output_tokens": made}
+        usage: dict[str, object] = {"input_tokens": self.ask.prompt_tokens, "output_tokens": made}
+        usage["input_tokens_details"] = {"cached_tokens": self.cached_tokens}
         usage["total_tokens"] = self.ask.prompt_tokens + made
         status = "incomplete" if self.ask.answer.finish_reason == "length" else "completed"
         return {**self._head(), "status": status, "output": output, "usage": usage}

@@ -138,11 +138,13 @@ class Routes:
 
     async def _message(self, request: Request, reply: Reply) -> None:
         ask = read_message(request.body, self.knobs)
-        await self._tell(MessageEvents(ask, self._answered, self.knobs.defect), self._job(ask), reply)
+        job = self._job(ask)
+        await self._tell(MessageEvents(ask, self._answered, job.cached_tokens, self.knobs.defect), job, reply)
 
     async def _response(self, request: Request, reply: Reply) -> None:
         ask = read_response(request.body, self.knobs)
-        await self._tell(ResponseEvents(ask, self._answered, self.knobs.defect), self._job(ask), reply)
+        job = self._job(ask)
+        await self._tell(ResponseEvents(ask, self._answered, job.cached_tokens, self.knobs.defect), job, reply)
 
     def _tokenize(self, request: Request, reply: Reply) -> None:
         count = tokenize_wire.parse_tokenize(request.body, self.knobs.served_name)

@@ -21,8 +21,16 @@ class Told:
 
 
 class _Usage(Record):
+    """Anthropic counts cached tokens beside `input_tokens`, OpenAI within them."""
+
     input_tokens: int = 0
     output_tokens: int = 0
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.input_tokens + (self.cache_read_input_tokens or 0) + (self.cache_creation_input_tokens or 0)
 
 
 class _Part(Record):
@@ -74,7 +82,7 @@ def message(status: int, body: bytes) -> Told:
     told = parsed(body, _Message)
     if told.stop_reason is None:
         raise WrongAnswer("a message without a reason for its end")
-    return Told(_text(told.content, "text"), told.usage.input_tokens, told.usage.output_tokens)
+    return Told(_text(told.content, "text"), told.usage.prompt_tokens, told.usage.output_tokens)
 
 
 def message_stream(status: int, body: bytes) -> Told:
@@ -85,7 +93,7 @@ def message_stream(status: int, body: bytes) -> Told:
     if begun is None or not counts:
         raise WrongAnswer(f"a stream of {len(events)} events without a beginning or without usage")
     texts = [one.delta.text for one in events if isinstance(one.delta, _Delta) and one.delta.type == "text_delta"]
-    return Told("".join(texts), counts[-1].input_tokens or begun.usage.input_tokens, counts[-1].output_tokens)
+    return Told("".join(texts), counts[-1].prompt_tokens or begun.usage.prompt_tokens, counts[-1].output_tokens)
 
 
 def response(status: int, body: bytes) -> Told:
