@@ -144,20 +144,66 @@ def test_after_an_overload_it_is_as_if_nothing_had_been() -> None:
     assert took_after <= 1.2 * took_before
 
 
+def beside_a_flood(part: float, **policy: Any) -> tuple[float, float]:
+    """B takes that part of what there is, before and while A asks for twenty times its share: how long B waits (p99),
+    and how much of the seats' time is used."""
+    world = Simulation(policy)
+    world.load(part * CAPACITY, 60, B, seed=1)
+    world.run(60)
+    world.load(part * CAPACITY, 120, B, seed=2)
+    world.load(20 * 0.5 * CAPACITY, 120, A, seed=3)
+    world.run(130)
+    theirs = list(world.between(60, 180, "b"))
+    assert not any(one.status for one in theirs)
+    used = answered(list(world.between(60, 180)), by=180) / (CAPACITY * 120)
+    return quantile([one.waited_s for one in theirs], 0.99), used
+
+
 def test_a_key_that_asks_for_twenty_times_its_share_delays_nobody_else() -> None:
-    """B takes a tenth of what there is. Without reserved seats it waits for an answer to end."""
-    waits: list[float] = []
-    for policy in ({}, {"reserved_seats": 0.0}):
-        world = Simulation(policy)
-        world.load(0.1 * CAPACITY, 120, B, seed=1)
-        world.load(20 * 0.5 * CAPACITY, 120, A, seed=2)
-        world.run(130)
-        theirs = list(world.between(0, 120, "b"))
-        assert not any(one.status for one in theirs)
-        assert answered(world.requests, by=120) >= 0.85 * CAPACITY * 120
-        waits.append(quantile([one.waited_s for one in theirs], 0.99))
-    reserved, plain = waits
-    assert reserved <= 0.1 * HELD_S and plain >= 0.5 * HELD_S
+    """Without seats that are kept for it, B waits for an answer to end."""
+    waits_s, used = beside_a_flood(0.1)
+    assert waits_s <= 0.05 * HELD_S and used >= 0.75
+    waits_s, used = beside_a_flood(0.1, reserved_seats=0.0)
+    assert waits_s >= 0.25 * HELD_S and used >= 0.9
+
+
+def test_a_key_that_asks_seldom_keeps_few_seats_free() -> None:
+    """Of 128 seats two or three: what it lately held and one more, not its half, nor the part that might be kept."""
+    world = Simulation(seats=128)
+    world.load(1.0, 60, B, seed=1)
+    world.load(10 * 128 / HELD_S, 60, A, seed=2)
+    world.run(60)
+    taken = sum(one.in_flight for one in world.door.seats.values())
+    assert 120 <= taken <= 126
+    assert quantile([one.waited_s for one in world.between(1, 60, "b")], 0.99) <= 0.05 * HELD_S
+
+
+def test_a_key_alone_has_all_the_seats_however_many_were_active_before() -> None:
+    world = Simulation()
+    for number in range(20):
+        world.load(1.0, 10, Asking(f"other-{number}", tokens=300), seed=number)
+    world.run(10)
+    world.load(2 * CAPACITY, 60, A, seed=1)
+    world.run(15)
+    shared = sum(one.in_flight for one in world.door.seats.values())
+    world.run(15)
+    assert shared <= SEATS and sum(one.in_flight for one in world.door.seats.values()) == SEATS
+    alone = list(world.between(30, 70, "a"))
+    world.run(40)
+    alone = list(world.between(30, 70, "a"))
+    assert answered(alone, by=70) >= 0.95 * CAPACITY * 38
+
+
+def test_many_keys_that_ask_seldom_and_one_that_floods_share_what_there_is() -> None:
+    """However many others there are, no more than the policy's part of the seats stays free for them."""
+    world = Simulation()
+    for number in range(40):
+        world.load(0.05 * CAPACITY / 4, 60, Asking(f"b-{number}", tokens=300), seed=number)
+    world.load(10 * CAPACITY, 60, A, seed=99)
+    world.run(60)
+    theirs = [one for one in world.requests if one.asking.key_id != "a"]
+    assert sum(bool(one.status) for one in theirs) <= 0.005 * len(theirs)
+    assert answered(world.requests, by=60) >= 0.7 * CAPACITY * 60
 
 
 @pytest.mark.parametrize("flooding", [-1, 1])

@@ -242,23 +242,56 @@ def test_what_came_first_within_a_key_goes_first() -> None:
     assert askers[-1].seats is not None
 
 
-def test_some_seats_are_kept_for_keys_below_their_share_while_several_are_active() -> None:
-    door = Door(seats=8, reserved_seats=0.125)
+def test_seats_are_kept_for_a_key_below_its_share_as_many_as_it_lately_held_and_one_more() -> None:
+    door = Door(seats=8, reserved_seats=0.5)
     alone = [door.come("a") for _ in range(9)]
     assert [one.seats is not None for one in alone] == [True] * 8 + [False], "alone it may have them all"
     b = door.come("b")
     assert b.seats is None
     door.go(alone[0])
-    assert b.seats is not None
+    assert b.seats is not None, "whoever is below its share goes first"
+    door.pass_time(0.5)
     door.go(alone[1])
-    assert alone[8].seats is None, "the free seat is kept for others"
+    assert alone[8].seats is None, "it held one: one more is kept for it"
     assert door.come("b").seats is not None
+    door.pass_time(0.5)
     door.go(alone[2])
+    assert alone[8].seats is None, "now it held two"
     door.go(alone[3])
     assert alone[8].seats is not None
-    assert door.come("a").seats is None
-    door.go(b)
-    assert door.come("a").seats is None
+
+
+def test_what_a_key_did_not_use_lately_is_lent() -> None:
+    door = Door(seats=8, reserved_seats=0.5)
+    for one in [door.come("b") for _ in range(4)]:
+        door.go(one)
+    for _ in range(6):
+        door.go(door.come("b"))
+        door.pass_time(2 * DOOR.active_s / 5)
+    askers = [door.come("a") for _ in range(8)]
+    assert [one.seats is not None for one in askers].count(True) == 6
+
+
+def test_no_more_than_the_policys_part_is_kept_however_many_keys_are_active() -> None:
+    door = Door(seats=8, reserved_seats=0.25)
+    for number in range(10):
+        door.go(door.come(f"b-{number}"))
+    askers = [door.come("a") for _ in range(8)]
+    assert [one.seats is not None for one in askers].count(True) == 6
+
+
+def test_who_may_not_have_the_seats_that_are_kept_is_not_told_that_they_serve_it() -> None:
+    """The wait of a key with more than its share is that for the seats which it may have."""
+    waits: list[float] = []
+    for part in (0.0, 0.5):
+        door = Door(seats=8, reserved_seats=part)
+        for one in [door.come("b") for _ in range(4)]:
+            door.go(one)
+        door.pass_time(0.5)
+        last = [door.come("a") for _ in range(12)][-1]
+        assert last.ticket is not None and last.ticket.admitted is not None
+        waits.append(last.ticket.admitted.expected_s)
+    assert waits == [pytest.approx(4 / 8), pytest.approx(8 / 4)]
 
 
 def test_a_key_that_has_not_asked_for_long_keeps_no_seat_free() -> None:

@@ -13,16 +13,17 @@ import pytest
 
 from modelyard.cli.selftest import selftest
 from modelyard.errors import ModelyardError, UsageError
-from modelyard.selftest import registry, result
+from modelyard.selftest import registry, sources
 from modelyard.selftest.asking import judge
 from modelyard.selftest.bench import Bench
 from modelyard.selftest.connection import Response
 from modelyard.selftest.document import document
 from modelyard.selftest.endings import judged
 from modelyard.selftest.outcome import Figure, Outcome, Tally, quantile
-from modelyard.selftest.result import Result, latest, save, source_sha256
+from modelyard.selftest.result import Result, latest, save
 from modelyard.selftest.row import CannotRun, Row
 from modelyard.selftest.running import run
+from modelyard.selftest.sources import source_sha256
 from modelyard.state import StateDirectory
 
 
@@ -101,6 +102,16 @@ def test_a_row_that_cannot_be_tried_here_is_neither_green_nor_red() -> None:
     assert (found.verdict, found.reason) == ("not run", "no nginx here; install it")
 
 
+async def lacks_something_in_a_group(bench: Bench) -> Outcome:
+    async with asyncio.TaskGroup() as group:
+        await group.create_task(lacks_something(bench))
+    raise AssertionError
+
+
+def test_what_a_group_of_tasks_lacks_is_told_all_the_same() -> None:
+    assert tried_once(row(lacks_something_in_a_group)).reason == "no nginx here; install it"
+
+
 def test_all_failures_are_counted_and_the_first_are_kept() -> None:
     tally = Tally()
     for number in range(1000):
@@ -140,20 +151,56 @@ def test_the_long_and_the_short_form_are_kept_apart(state: StateDirectory) -> No
     assert latest(state, "8", short=False) is None
 
 
-def test_the_source_hash_covers_what_the_row_names(
-    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    package = tmp_path_factory.mktemp("package")
-    (package / "gateway").mkdir()
-    (package / "gateway" / "a.py").write_text("a = 1\n")
-    (package / "other.py").write_text("b = 1\n")
-    monkeypatch.setattr(result, "PACKAGE", package)
-    before = source_sha256(row(sound, sources=("gateway",)))
-    (package / "other.py").write_text("b = 2\n")
-    assert source_sha256(row(sound, sources=("gateway",))) == before
-    (package / "gateway" / "a.py").write_text("a = 2\n")
-    assert source_sha256(row(sound, sources=("gateway",))) != before
-    with pytest.raises(FileNotFoundError, match=r"row 7 names sources that are not there: gone\.py"):
+@pytest.fixture
+def package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A package in a checkout: a program, what it imports, and what it does not."""
+    texts = {
+        "src/modelyard/gateway/__init__.py": "",
+        "src/modelyard/gateway/__main__.py": "from modelyard.records import topology\ndef f(): import modelyard.late",
+        "src/modelyard/records/__init__.py": "",
+        "src/modelyard/records/topology.py": "import msgspec",
+        "src/modelyard/records/keys.py": "a = 1\n",
+        "src/modelyard/late.py": "if TYPE_CHECKING: import modelyard.records.keys",
+        "src/modelyard/programs/server.py": "import http1\n",
+        "src/modelyard/programs/http1.py": "",
+        "benchmarks/__init__.py": "",
+        "benchmarks/kills.py": "from benchmarks import load",
+        "benchmarks/load.py": "",
+    }
+    for name, text in texts.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setattr(sources, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(sources, "PACKAGE", tmp_path / "src/modelyard")
+    return tmp_path / "src/modelyard"
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("gateway", "gateway/__init__ gateway/__main__ records/__init__ records/topology late"),
+        ("records/topology.py", "records/topology"),
+        ("programs/server.py", "programs/server programs/http1"),
+        ("benchmarks/kills.py", "../../benchmarks/__init__ ../../benchmarks/kills ../../benchmarks/load"),
+    ],
+)
+def test_a_result_speaks_for_what_runs_and_all_that_it_imports(package: Path, source: str, names: str) -> None:
+    found = sources.files_of(row(sound, sources=(source,))) - {Path(__file__)}
+    assert {path.resolve() for path in found} == {(package / f"{name}.py").resolve() for name in names.split()}
+
+
+def test_the_source_hash_changes_with_each_of_these_files_and_no_other(package: Path) -> None:
+    one = row(sound, sources=("gateway",))
+    before = source_sha256(one)
+    (package / "records" / "keys.py").write_text("a = 2\n")
+    assert source_sha256(one) == before
+    (package / "records" / "topology.py").write_text("a = 2\n")
+    assert source_sha256(one) != before
+
+
+def test_a_source_that_is_not_there_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match=r"row 7 names a source that is not there: gone\.py"):
         source_sha256(row(sound, sources=("gone.py",)))
 
 
@@ -198,7 +245,7 @@ def test_the_page_tells_every_row_and_never_more_than_was_tried() -> None:
     assert r"| 7 | a \| name | 3 kills | green |" in lines[1]
     assert r"| 8 | a \| name | 0 of 3 kills | not run |" in lines[2]
     assert r"| 9 | a \| name | 2 kills, short form | green |" in lines[3]
-    assert "changed since" in lines[4] and "changed since" not in lines[1]
+    assert "| 3 kills | green, code changed since |" in lines[4] and "changed since" not in lines[1]
     assert "Seen: 3 whole." in page and "| p99 | 2 ms | at most 3 ms |" in page
 
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from time import monotonic as now
 from types import MappingProxyType
 
-from modelyard.gateway.accounts import Account, Reservation, rate_limit_lines
+import msgspec
+
+from modelyard.gateway.accounts import Account, Reservation
 from modelyard.gateway.admission import Admission, Asking
 from modelyard.gateway.caps import hold_to
 from modelyard.gateway.dialects.dialect import Speaker
@@ -14,10 +16,13 @@ from modelyard.gateway.dialects.registry import READERS
 from modelyard.gateway.dialects.ways import direct, spoken
 from modelyard.gateway.estimate import answer_tokens, may_use, prompt_tokens
 from modelyard.gateway.fields import AnyCall, parse, usage_asked, warning_of
+from modelyard.gateway.limits import FIELDS
 from modelyard.gateway.refusals import unknown_model
 from modelyard.gateway.request import Request
 from modelyard.gateway.resumption import Resumable, resumable
+from modelyard.gateway.strict_json import reading
 from modelyard.gateway.trace import parse as parse_trace
+from modelyard.gateway.turns import Work
 from modelyard.gateway.worker import Worker
 from modelyard.records.topology import Deployment
 
@@ -46,6 +51,10 @@ class Asked:
     def __init__(self, worker: Worker, request: Request) -> None:
         self.worker, self.request = worker, request
 
+    def read_body(self) -> Work:
+        """Find out step by step what the body holds. Raises Refusal (400)."""
+        self.request.read = yield from reading(self.request.body, FIELDS)
+
     def check(self) -> Admission:
         """All that can be refused before a seat is asked for. Returns the door to ask at."""
         request, worker = self.request, self.worker
@@ -53,8 +62,9 @@ class Asked:
             self._join_trace(request)
         endpoint = request.route.endpoint
         reader = READERS.get(endpoint)
-        asked = reader(request.body, request.id) if reader is not None else None
-        parsed = parse(request.body, endpoint) if asked is None else asked.parsed
+        body = request.read or request.body
+        asked = reader(body, request.id) if reader is not None else None
+        parsed = parse(body, endpoint) if asked is None else asked.parsed
         parsed.key_id = request.key.id
         call = parsed.call
         self.stream = call.stream is True
@@ -103,5 +113,6 @@ class Asked:
     def _reserve(self, line: tuple[Account, ...], call: AnyCall, admission: Admission) -> None:
         request, at = self.request, now()
         asked = may_use(call, len(request.body), admission.deployment, request.at)
-        self.reservation = self.worker.accounts.reserve(line, asked, at)
-        self.warning += rate_limit_lines(line, at).encode()
+        self.reservation = reservation = self.worker.accounts.reserve(line, asked, at, request.id)
+        if reservation.wanted is not None:
+            self.asking = msgspec.structs.replace(self.asking, wanted=reservation.wanted)

@@ -14,6 +14,7 @@ import msgspec
 
 from modelyard.gateway.breaker import Event
 from modelyard.gateway.dialects.dialect import Lane, NoWords, Speaker
+from modelyard.gateway.estimate import prompt_tokens
 from modelyard.gateway.lanes import BrokenStream, EngineErred, RawLane, Usage, WholeLane, usage_of
 from modelyard.gateway.limits import WIRE
 from modelyard.gateway.refusals import Refusal
@@ -107,10 +108,11 @@ class Holder(Protocol):
 class Attempt:
     """`seats` is a seat held for it by its holder, from before it begins until after its end. It is `over` once its
     connection has been given back or closed. `lane` is how its answer travels, where that is a stream; `relaying` once
-    a piece of it has gone to the client: until then the engine's events are held back."""
+    a piece of it has gone to the client: until then the engine's events are held back. `refused` where nobody listens
+    at its address any more."""
 
     progressed = True
-    relaying = over = False
+    relaying = over = refused = False
     quiet_since = 0.0
     sendings = 0
     error_status = 0
@@ -144,6 +146,7 @@ class Attempt:
         try:
             connection = await self.seats.pool.connect()
         except (OSError, TimeoutError) as error:
+            self.refused = isinstance(error, (ConnectionRefusedError, FileNotFoundError))
             self.fail("unconnected", f"the engine does not take connections ({type(error).__name__})")
             return
         if self.over:
@@ -194,7 +197,10 @@ class Attempt:
     def check_progress(self, at: float, policy: Policy) -> None:
         """An engine that sends nothing for too long is given up. A client that reads slowly holds the engine back by
         our own doing: that is its deadline, not the engine's."""
-        if self.progressed or self.holder.client.paused:
+        holder = self.holder
+        if holder.stream and not self.relaying:
+            self.seats.waits(at - self.began, prompt_tokens(len(holder.body)), at)
+        if self.progressed or holder.client.paused:
             self.progressed = False
             self.quiet_since = at
         elif self.relaying and at - self.quiet_since > policy.stall_timeout_s:

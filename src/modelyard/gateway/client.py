@@ -409,7 +409,7 @@ class ClientConnection(asyncio.Protocol):
             if len(request.body) < LARGE_BODY_BYTES:
                 exchange.begin()
             else:
-                self._worker.turns.take(exchange.begin)
+                self._worker.turns.take(exchange.begin_by_steps())
         else:
             self._answer(request, *self._worker.answer(request))
 

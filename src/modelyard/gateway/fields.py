@@ -17,7 +17,7 @@ from modelyard.gateway.explaining import explained
 from modelyard.gateway.limits import FIELDS
 from modelyard.gateway.refusals import Refusal, invalid
 from modelyard.gateway.schemas import schema_problem, tools_problem, value_problem
-from modelyard.gateway.strict_json import depth, parse_object
+from modelyard.gateway.strict_json import Body, depth, parse_object
 from modelyard.records.topology import Deployment
 
 _Name = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -179,7 +179,7 @@ class Parsed(Struct):
     key_id: str = ""
 
 
-def parse(body: bytes, endpoint: str) -> Parsed:
+def parse(body: Body, endpoint: str) -> Parsed:
     """Everything that can be checked without knowing the deployment. Raises Refusal (400) naming the field."""
     fields, compact = parse_object(body, FIELDS)
     kind, known = _CALLS[endpoint]
@@ -196,14 +196,16 @@ def parse(body: bytes, endpoint: str) -> Parsed:
 def upstream_body(parsed: Parsed, deployment: Deployment) -> bytes:
     """The body for the deployment's engine. Raises Refusal naming the field that it cannot have."""
     fields, call, policy = parsed.fields, parsed.call, deployment.policy
-    for name in (*deployment.refused_fields, *policy.refused_fields):
-        if fields.get(name) is not None:
-            raise invalid(f"{name} is not supported by the engine behind {deployment.name!r}", name)
+    unsent = _NOTHING
+    if not deployment.unsent_fields.isdisjoint(fields):
+        unsent = {name for name in deployment.unsent_fields & fields.keys() if fields[name] is not None}
+        for name in (*deployment.refused_fields, *policy.refused_fields):
+            if name in unsent:
+                raise invalid(f"{name} is not supported by the engine behind {deployment.name!r}", name)
     if parsed.stripped:
         _settle_unknown(parsed, deployment)
-    dropped = [name for name in (*deployment.ignored_fields, *policy.stripped_fields) if fields.get(name) is not None]
-    if dropped:
-        parsed.stripped = parsed.stripped | set(dropped)
+    if unsent:
+        parsed.stripped = parsed.stripped | unsent
     changed = _bounds(parsed, deployment.context_tokens)
     if deployment.cache_salt and policy.salted:
         changed["cache_salt"] = salt_of(parsed.key_id)

@@ -10,23 +10,22 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from modelyard.selftest.result import PACKAGE
 from modelyard.selftest.row import CannotRun
+from modelyard.selftest.sources import CHECKOUT
 
-_CHECKOUT = PACKAGE.parents[1]
 CANNOT_MEASURE = 2
 
 
 async def benchmark(module: str, *arguments: str) -> dict[str, Any]:
     """What `python -m benchmarks.MODULE ARGUMENTS --json FILE` wrote. Raises CannotRun where there is no checkout, or
     where the benchmark says that something it needs is absent."""
-    if not (_CHECKOUT / "benchmarks" / "__init__.py").is_file():
+    if not (CHECKOUT / "benchmarks" / "__init__.py").is_file():
         raise CannotRun("this row needs the checkout", hint="run ./yard selftest in a clone of the repository")
     with tempfile.TemporaryDirectory(prefix="ms-") as folder:
         report = Path(folder) / "report.json"
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", f"benchmarks.{module}", *arguments, "--json", str(report)),
-            cwd=_CHECKOUT,
+            cwd=CHECKOUT,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from modelyard.selftest.outcome import Figure
-from modelyard.selftest.result import Result, source_sha256
+from modelyard.selftest.result import Result
 from modelyard.selftest.row import Row
+from modelyard.selftest.sources import source_sha256
 
 HEAD = """# Guarantees
 
@@ -16,8 +17,9 @@ came of it. `modelyard selftest --list` says what there is, `--rows 10,22` tries
 `--write FILE` makes this page from the results in the state directory. Nothing here is written by hand.
 
 A row is green where it was tried as often as it says, nothing excluded by its claim was seen, and every bound held.
-"short form" is a row that was only tried a few times. The source is a hash over the code that the row depends on;
-"changed since" means that this code is not the one that the result was taken from."""
+"short form" is a row that was only tried a few times. The source is a hash over all code that the row's result depends
+on. "Code changed since" says that some of it is not any more what the result was taken from: the row was tried as it
+says, on that day, with that source, and not again with what stands here now."""
 
 
 def document(rows: Sequence[Row], result_of: Callable[[str], Result | None]) -> str:
@@ -38,7 +40,8 @@ def _line(row: Row, result: Result | None) -> str:
         return f"| {row.key} | {_cell(row.name)} | 0 of {row.full:,} {row.unit} | not run | | |"
     form = ", short form" if result.short else ""
     tried = f"{result.outcome.tried:,} {row.unit}{form}"
-    return f"| {row.key} | {_cell(row.name)} | {tried} | {result.verdict} | {_source(row, result)} | {day(result)} |"
+    verdict = result.verdict + _changed(row, result)
+    return f"| {row.key} | {_cell(row.name)} | {tried} | {verdict} | {_source(result)} | {day(result)} |"
 
 
 def _section(row: Row, result: Result | None) -> str:
@@ -48,7 +51,8 @@ def _section(row: Row, result: Result | None) -> str:
     form = " in the short form" if result.short else ""
     lines += [
         f"{result.verdict.capitalize()}{form}: {result.outcome.tried:,} {row.unit} in {result.duration_s:,.0f} s on "
-        f"{day(result)}, seed {result.seed}, Modelyard {result.modelyard}, source {_source(row, result)}.",
+        f"{day(result)}, seed {result.seed}, Modelyard {result.modelyard}, source {_source(result)}"
+        f"{_changed(row, result)}.",
         f"`{result.command}`",
     ]
     if result.reason:
@@ -84,9 +88,12 @@ def _value(figure: Figure) -> str:
     return f"{figure.value:,.4g} {figure.unit}".rstrip()
 
 
-def _source(row: Row, result: Result) -> str:
-    changed = "" if source_sha256(row) == result.source_sha256 else ", changed since"
-    return f"`{result.source_sha256[:12]}`{changed}"
+def _source(result: Result) -> str:
+    return f"`{result.source_sha256[:12]}`"
+
+
+def _changed(row: Row, result: Result) -> str:
+    return "" if source_sha256(row) == result.source_sha256 else ", code changed since"
 
 
 def _cell(text: str) -> str:

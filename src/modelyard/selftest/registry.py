@@ -1,68 +1,22 @@
-"""Every row, in one place."""
+"""Every row, in one place: whatever the modules of `rows` hold."""
 
 from __future__ import annotations
 
+import pkgutil
 import re
-from types import ModuleType
+from collections.abc import Iterator
+from importlib import import_module
 
 from modelyard.errors import UsageError
+from modelyard.selftest import rows
 from modelyard.selftest.row import Row
-from modelyard.selftest.rows import (
-    bombs,
-    budgets,
-    canaries,
-    client_leaves,
-    drain,
-    gateway_killed,
-    http_and_smuggling,
-    injected_text,
-    json_bodies,
-    kills,
-    million_requests,
-    nothing_is_fetched,
-    only_replica_killed,
-    outage,
-    overload,
-    parameter_bounds,
-    requests_of_any_shape,
-    routes_and_keys,
-    secrets_stay,
-    slow_clients,
-    streams_resumed,
-    tenants_apart,
-    upstream_misbehaves,
-)
-
-MODULES = (
-    bombs,
-    budgets,
-    canaries,
-    client_leaves,
-    drain,
-    gateway_killed,
-    http_and_smuggling,
-    injected_text,
-    json_bodies,
-    kills,
-    million_requests,
-    nothing_is_fetched,
-    only_replica_killed,
-    outage,
-    overload,
-    parameter_bounds,
-    requests_of_any_shape,
-    routes_and_keys,
-    secrets_stay,
-    slow_clients,
-    streams_resumed,
-    tenants_apart,
-    upstream_misbehaves,
-)
 
 
-def _rows_of(module: ModuleType) -> tuple[Row, ...]:
+def _found() -> Iterator[Row]:
     """A module has ROWS, or one ROW."""
-    return getattr(module, "ROWS", None) or (module.ROW,)
+    for module in pkgutil.iter_modules(rows.__path__, f"{rows.__name__}."):
+        names = vars(import_module(module.name))
+        yield from names.get("ROWS") or (names["ROW"],)
 
 
 def _place(row: Row) -> tuple[int, str]:
@@ -71,7 +25,7 @@ def _place(row: Row) -> tuple[int, str]:
     return (int(number[0]) if number else 1_000_000, row.key)
 
 
-ROWS: tuple[Row, ...] = tuple(sorted((row for module in MODULES for row in _rows_of(module)), key=_place))
+ROWS: tuple[Row, ...] = tuple(sorted(_found(), key=_place))
 
 
 def choose(text: str) -> tuple[Row, ...]:

@@ -19,8 +19,9 @@ class Row:
     """`key` is its number, or a word where it has none. `claim` is the criterion in one sentence. `run` tries it
     `bench.size` times: `full`, or `short` in the short form (0: it has none); `unit` says times what.
 
-    `sources` are files and folders below the package that the result depends on, besides the row's own file and the
-    framework; `takes_s` is about how long the full form takes, `limit_s` when it is given up."""
+    `sources` are the files and folders below the package (or below `benchmarks/`) that run as processes of their own:
+    the result speaks for them, for the row's file, and for all that these import. `takes_s` is about how long the full
+    form takes on a quiet machine, `limit_s` when it is given up."""
 
     key: str
     name: str

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import uvloop
 
@@ -16,8 +17,9 @@ from modelyard import __version__
 from modelyard.hardware.machine import probe
 from modelyard.selftest.bench import Bench
 from modelyard.selftest.outcome import Outcome, Tally
-from modelyard.selftest.result import Result, Verdict, source_sha256
+from modelyard.selftest.result import Result, Verdict
 from modelyard.selftest.row import CannotRun, Row
+from modelyard.selftest.sources import source_sha256
 from modelyard.state import open_state
 
 
@@ -64,14 +66,23 @@ async def _tried(row: Row, *, seed: int, size: int, short: bool, on_progress: Ca
                 Bench(state, seed=seed, size=size, short=short, on_progress=on_progress) as bench,
             ):
                 return await row.run(bench)
-        except CannotRun:
-            raise
         except TimeoutError:
             broken.wrong(f"no end within {row.limit_s:g} s, or a deadline that the row did not expect")
             broken.wrong(traceback.format_exc()[-400:])
-        except Exception:
+        except Exception as error:
+            if isinstance(alone := _alone(error), CannotRun):
+                raise alone from None
             broken.wrong(f"the row itself broke: {traceback.format_exc()[-400:]}")
     return broken.outcome()
+
+
+def _alone(error: Exception) -> Exception:
+    """The one error that task groups have wrapped, however often."""
+    if not isinstance(error, ExceptionGroup):
+        return error
+    group = cast("ExceptionGroup[Exception]", error)
+    first, *others = group.exceptions
+    return group if others else _alone(first)
 
 
 def machine() -> str:

@@ -39,6 +39,11 @@ class FakeEngine(ChildProgram):
         waiting, served, cancelled, steps, prompt_tokens, generation_tokens, connections, hung."""
         return await self.request("GET", "/fake/seen")
 
+    async def working(self) -> int:
+        """How many requests run or wait."""
+        counters = (await self.seen())["counters"]
+        return counters["running"] + counters["waiting"]
+
     async def _start(self) -> None:
         config = Path(self._folder.name) / "knobs.json"
         differing = {name: value for name, value in vars(self.knobs).items() if value != getattr(Knobs(), name)}

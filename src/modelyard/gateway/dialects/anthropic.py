@@ -25,6 +25,7 @@ from modelyard.gateway.dialects.rewrite import RewriteLane
 from modelyard.gateway.dialects.tokens import parsed_tokenize
 from modelyard.gateway.lanes import BrokenStream, Usage
 from modelyard.gateway.refusals import Refusal
+from modelyard.gateway.strict_json import Body
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class CountSpeaker:
         return msgspec.json.encode({"input_tokens": counted.count}), None, ""
 
 
-def read_messages(body: bytes, request_id: str) -> Spoken:
+def read_messages(body: Body, request_id: str) -> Spoken:
     """Raises Refusal (400)."""
     call, unknown = read_call(body, MessagesCall)
     return Spoken(
@@ -79,7 +80,7 @@ def read_messages(body: bytes, request_id: str) -> Spoken:
     )
 
 
-def read_count(body: bytes, request_id: str) -> Spoken:
+def read_count(body: Body, request_id: str) -> Spoken:
     """Raises Refusal (400)."""
     call, unknown = read_call(body, CountCall)
     fields = {"model": call.model, "messages": chat_messages(call), "tools": chat_tools(call.tools)}

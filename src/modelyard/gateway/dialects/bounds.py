@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from modelyard.gateway.explaining import explained
 from modelyard.gateway.limits import FIELDS
-from modelyard.gateway.strict_json import parse_object
+from modelyard.gateway.strict_json import Body, parse_object
 
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Text = Annotated[str, Meta(max_length=FIELDS.string_characters)]
@@ -26,7 +26,7 @@ Object = dict[str, Any]
 CallT = TypeVar("CallT", bound=msgspec.Struct)
 
 
-def read_call(body: bytes, kind: type[CallT]) -> tuple[CallT, frozenset[str]]:
+def read_call(body: Body, kind: type[CallT]) -> tuple[CallT, frozenset[str]]:
     """The checked call in a body, and the names of the fields that `kind` does not know. Raises Refusal (400)."""
     fields, _ = parse_object(body, FIELDS)
     try:

@@ -95,7 +95,8 @@ class Spoken:
 def as_chat(fields: dict[str, Any], names: dict[str, str]) -> Parsed:
     """`fields` as a chat request, with every check that one goes through. Raises Refusal in the dialect's names."""
     try:
-        return parse(msgspec.json.encode({name: value for name, value in fields.items() if value is not None}), CHAT)
+        built = msgspec.to_builtins({name: value for name, value in fields.items() if value is not None})
+        return parse((built, msgspec.json.encode(built)), CHAT)
     except Refusal as refusal:
         raise renamed(refusal, names) from None
 

@@ -83,6 +83,6 @@ ROW = Row(
     full=len(TEXTS),
     short=len(TEXTS),
     run=run,
-    sources=("gateway", "records"),
-    takes_s=10,
+    sources=("gateway",),
+    takes_s=3,
 )

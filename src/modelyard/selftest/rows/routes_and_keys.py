@@ -162,6 +162,6 @@ ROW = Row(
     full=len(list(cells())),
     short=600,
     run=run,
-    sources=("gateway", "records"),
-    takes_s=20,
+    sources=("gateway",),
+    takes_s=5,
 )

@@ -24,7 +24,10 @@ REVOKED_WITHIN_S = 1.0
 TOKENS = 3
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses")
 # Where a canary is put; each round plants one of each.
-PLACES = ("key", "prompt", "answer", "user", "tool", "header", "query", "wrong value", "broken body", "crash")
+PLACES = (
+    *("key", "prompt", "answer", "user", "tool", "header", "query", "wrong value", "broken body", "crash"),
+    *("wrong key", "field name", "stop text", "trace state"),
+)
 
 
 async def run(bench: Bench) -> Outcome:
@@ -44,25 +47,46 @@ async def run(bench: Bench) -> Outcome:
         revoked_s.append(await _revoked(gateway, key.secret, tally))
         await engine.ended()
         bench.progress(tally.tried(len(PLACES)))
-    public_ids, found_ids = {record.key_id for record in gateway.records() if record.key_id}, set[str]()
     for where, text in _everywhere(gateway, shown):
-        # What may be written is found: so would be what may not.
-        found_ids |= {one for one in public_ids if one.encode() in text}
         for canary, place in planted.items():
             tally.expect(canary.encode() not in text, f"the {place} stands in {where}")
         tally.saw("places searched")
-    tally.expect(bool(public_ids) and found_ids == public_ids, "the search does not even find the ids of keys")
+    await _would_be_found(bench, gateway, tally)
     tally.saw("canaries planted", len(planted))
     bound_s = REVOKED_WITHIN_S * (20 if bench.short else 1)
     tally.figure("a revoked key works no more after, slowest", max(revoked_s), "s", at_most=bound_s)
     return tally.outcome()
 
 
+async def _would_be_found(bench: Bench, gateway: GatewayProcess, tally: Tally) -> None:
+    """The same search, where there is something to find: the ids of keys, which may be written, and what a client says
+    while a debug window is open, in that window's files and nowhere else."""
+    public_ids = {record.key_id.encode() for record in gateway.records() if record.key_id}
+    texts = [text for _, text in _everywhere(gateway, [])]
+    found = {one for one in public_ids if any(one in text for text in texts)}
+    tally.expect(bool(public_ids) and found == public_ids, "the search does not even find the ids of keys")
+    overheard = f"canary{bench.rng.getrandbits(64):016x}"
+    engine = await bench.engine(stem=overheard)
+    gateway.publish(deployment(replica(engine, launch="window"), debug_until=time.time() + 600))
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], "max_tokens": TOKENS}
+
+    async def is_found() -> bool:
+        await _ask(gateway, gateway.key, PATHS[0], body)
+        places = [where for where, text in _everywhere(gateway, []) if overheard.encode() in text]
+        tally.expect(all("file debug/" in where for where in places), f"what was overheard stands in {places}")
+        return bool(places)
+
+    tally.expect(await until(is_found, DEADLINE_S) is not None, "in an open debug window the search finds nothing")
+
+
 async def _traffic(gateway: GatewayProcess, key: str, canary: dict[str, str], tally: Tally) -> AsyncIterator[Response]:
     """Yields the answers that must not hold anything of what was said: the errors."""
     for path in PATHS:
         for stream in (False, True):
-            lines = (f"x-canary: {canary['header']}", f"baggage: secret={canary['header']}")
+            lines = (
+                *(f"x-canary: {canary['header']}", f"baggage: secret={canary['header']}"),
+                *(f"traceparent: 00-{'1' * 32}-{'2' * 16}-01", f"tracestate: {canary['trace state']}=1"),
+            )
             response = await _ask(gateway, key, f"{path}?q={canary['query']}", _body(path, canary, stream), *lines)
             tally.expect(response is not None and response.status == 200, f"{path} is not answered: {response}")
         wrong = {**_body(path, canary, False), "temperature": canary["wrong value"], "stream": canary["wrong value"]}
@@ -71,6 +95,13 @@ async def _traffic(gateway: GatewayProcess, key: str, canary: dict[str, str], ta
             tally.expect(response is not None and response.status == 400, f"{path} takes {body!r}")
             if response is not None:
                 yield response
+    strange = {**_body(PATHS[0], canary, False), canary["field name"]: 1, "stop": [canary["stop text"]]}
+    response = await _ask(gateway, key, PATHS[0], strange)
+    tally.expect(response is not None and response.status == 200, f"a field that nobody knows is answered {response}")
+    response = await _ask(gateway, canary["wrong key"], PATHS[0], strange)
+    tally.expect(response is not None and response.status == 401, f"a wrong key is answered {response}")
+    if response is not None:
+        yield response
     crash = {**_body(PATHS[0], canary, True), "messages": [{"role": "user", "content": canary["crash"]}]}
     response = await _ask(gateway, key, PATHS[0], crash)
     tally.expect(response is not None and response.status == 503, f"a crash is answered {response}")
@@ -156,13 +187,14 @@ def _open_files(pid: int) -> Iterator[str]:
 ROW = Row(
     key="36",
     name="what a request says stays with it",
-    claim="Keys, prompts, answers, users, tools, header fields, queries, wrong values, broken bodies and a prompt that "
-    "killed its engine are found in no file of ours, no metric, event, story or error and in nothing that our process "
-    "tells the system; a revoked key works no more within 1 s.",
+    claim="Keys, right and wrong, prompts, answers, users, tools, header fields, queries, field names, wrong values, "
+    "broken bodies and a prompt that killed its engine are found in no file of ours, no metric, event, story or error "
+    "and in nothing that our process tells the system; what is said in an open debug window is found, and only there; "
+    "a revoked key works no more within 1 s.",
     unit="canaries",
-    full=40,
-    short=10,
+    full=42,
+    short=14,
     run=run,
-    sources=("gateway", "records", "observe", "testing"),
-    takes_s=10,
+    sources=("gateway", "testing/fake_engine.py"),
+    takes_s=5,
 )

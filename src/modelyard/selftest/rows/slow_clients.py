@@ -128,6 +128,6 @@ ROW = Row(
     full=1000,
     short=30,
     run=run,
-    sources=("gateway", "records"),
-    takes_s=30,
+    sources=("gateway",),
+    takes_s=20,
 )
