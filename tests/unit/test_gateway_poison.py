@@ -195,7 +195,7 @@ def test_with_a_limit_of_0_nobody_is_suspected() -> None:
 
 class Fleet(RuleBasedStateMachine):
     """Launches that a poison ends the moment it is sent there, with everything else that is in flight. The door sends
-    as it promises: a suspect only where no other is, an undecided or convicted one nowhere. Deaths become known late,
+    as it promises: a suspect only where no other is and that lives, an undecided or convicted one nowhere. Deaths become known late,
     in any order, and some launches only reset connections."""
 
     @initialize(poisons=st.sets(st.integers(0, 5), max_size=2))
@@ -223,7 +223,8 @@ class Fleet(RuleBasedStateMachine):
         elsewhere = any(request in one for one in self.in_flight.values())
         if verdict in ("undecided", "convicted") or elsewhere:
             return
-        if verdict == "suspect" and "isolated" in flying.values():
+        is_dubious = self.suspects.may_be_dead((replica, str(self.launch[replica])))
+        if verdict == "suspect" and ("isolated" in flying.values() or is_dubious):
             return
         flying[request] = "isolated" if verdict else ""
         if request in self.poisons:
@@ -285,4 +286,4 @@ class Fleet(RuleBasedStateMachine):
 
 
 TestFleet = Fleet.TestCase
-TestFleet.settings = settings(max_examples=100, stateful_step_count=40)
+TestFleet.settings = settings(max_examples=150, stateful_step_count=40)
