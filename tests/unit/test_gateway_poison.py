@@ -195,8 +195,8 @@ def test_with_a_limit_of_0_nobody_is_suspected() -> None:
 
 class Fleet(RuleBasedStateMachine):
     """Launches that a poison ends the moment it is sent there, with everything else that is in flight. The door sends
-    as it promises: a suspect only where no other is and that lives, an undecided or convicted one nowhere. Deaths become known late,
-    in any order, and some launches only reset connections."""
+    as it promises: a suspect only where no other is and that lives, an undecided or convicted one nowhere. Deaths
+    become known late, in any order, and some launches only reset connections."""
 
     @initialize(poisons=st.sets(st.integers(0, 5), max_size=2))
     def begin(self, poisons: set[int]) -> None:
