@@ -14,122 +14,12 @@ State without time or I/O; every operation takes O(log n)."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
 
 from modelyard.gateway.asking import Asking
+from modelyard.gateway.fair_lane import Lane, Line, T
 from modelyard.gateway.limits import DOOR
-from modelyard.gateway.ranking import Ranking
-
-
-class Waiting(Protocol):
-    """A ticket. `waiting` is the queue's: true from when it is put in until it is taken, dropped or pushed out."""
-
-    asking: Asking
-    waiting: bool
-
-
-T = TypeVar("T", bound=Waiting)
-
-
-@dataclass(slots=True, eq=False)
-class _Line(Generic[T]):
-    """Those of one key that may go to the same replicas, in order: first the ones that had a seat before. There is one
-    only while somebody waits in it."""
-
-    name: str
-    flow: _Flow[T]
-    waiting: int = 0
-    again: deque[T] = field(default_factory=deque[T])
-    tickets: deque[T] = field(default_factory=deque[T])
-
-    def put(self, ticket: T) -> None:
-        (self.again if ticket.asking.again else self.tickets).append(ticket)
-
-    def head(self) -> T:
-        tickets = self.again or self.tickets
-        while not tickets[0].waiting:
-            tickets.popleft()
-            tickets = self.again or self.tickets
-        return tickets[0]
-
-    def newest(self) -> T:
-        tickets = self.tickets or self.again
-        while not tickets[-1].waiting:
-            tickets.pop()
-            tickets = self.tickets or self.again
-        return tickets[-1]
-
-    def tidy(self) -> None:
-        """Forget those that have left, before they outnumber those that wait."""
-        if len(self.again) + len(self.tickets) > 2 * self.waiting + 8:
-            self.again = deque(one for one in self.again if one.waiting)
-            self.tickets = deque(one for one in self.tickets if one.waiting)
-
-
-@dataclass(slots=True, eq=False)
-class _Flow(Generic[T]):
-    """What one key has in one lane. `given` are its virtual tokens."""
-
-    weight: float = 1.0
-    given: float = 0.0
-    waiting: int = 0
-    size_bytes: int = 0
-    lines: list[_Line[T]] = field(default_factory=list[_Line[T]])
-
-    def newest(self) -> T:
-        """Of one of its lines; one that had a seat before only where all had."""
-        return min((line.newest() for line in self.lines), key=lambda ticket: ticket.asking.again)
-
-
-@dataclass(slots=True, eq=False)
-class _Lane(Generic[T]):
-    """One priority. `clock` is its virtual time; `passed` counts seats given above it while somebody waited here."""
-
-    flows: dict[str, _Flow[T]] = field(default_factory=dict[str, _Flow[T]])
-    lines: dict[str, _Line[T]] = field(default_factory=dict[str, _Line[T]])
-    by_turn: Ranking = field(default_factory=Ranking)
-    by_share: Ranking = field(default_factory=Ranking)
-    clock: float = 0.0
-    waiting: int = 0
-    passed: int = 0
-
-    def flow(self, key_id: str) -> _Flow[T]:
-        flow = self.flows.get(key_id)
-        if flow is None:
-            flow = self.flows[key_id] = _Flow()
-        return flow
-
-    def line(self, asking: Asking) -> _Line[T]:
-        name = _line_name(asking)
-        line = self.lines.get(name)
-        if line is None:
-            flow = self.flow(asking.key_id)
-            line = self.lines[name] = _Line(name, flow)
-            flow.lines.append(line)
-        return line
-
-    def lift(self, flow: _Flow[T]) -> None:
-        if not flow.waiting:
-            flow.given = max(flow.given, self.clock)
-
-    def charge(self, flow: _Flow[T], asking: Asking) -> None:
-        self.lift(flow)
-        self.clock = max(self.clock, flow.given)
-        flow.given += max(1, asking.tokens) / flow.weight
-
-    def rank(self, flow: _Flow[T]) -> None:
-        """What it was given has changed."""
-        for line in flow.lines:
-            self.by_turn.set(line.name, flow.given)
-
-    def close(self, line: _Line[T]) -> None:
-        """Nobody waits in it any more."""
-        self.by_turn.remove(line.name)
-        line.flow.lines.remove(line)
-        del self.lines[line.name]
 
 
 class FairQueue(Generic[T]):
@@ -140,7 +30,7 @@ class FairQueue(Generic[T]):
         self.most, self.most_bytes = most, most_bytes
         self.waiting = 0
         self.size_bytes = 0
-        self._lanes: dict[int, _Lane[T]] = {}
+        self._lanes: dict[int, Lane[T]] = {}
         self._highest_first: list[int] = []
 
     def __len__(self) -> int:
@@ -282,7 +172,7 @@ class FairQueue(Generic[T]):
             within = own + min(lane.waiting - held, (own + 1) * others)
         return within + min(above, (within + 1) * DOOR.passes)
 
-    def _outweighs(self, lane: _Lane[T], key_id: str, asking: Asking) -> bool:
+    def _outweighs(self, lane: Lane[T], key_id: str, asking: Asking) -> bool:
         """Whether the share of `key_id` is larger than the newcomer's would be."""
         if key_id == asking.key_id:
             return False
@@ -298,10 +188,10 @@ class FairQueue(Generic[T]):
 
     # Lanes.
 
-    def _lane(self, priority: int) -> _Lane[T]:
+    def _lane(self, priority: int) -> Lane[T]:
         lane = self._lanes.get(priority)
         if lane is None:
-            lane = self._lanes[priority] = _Lane()
+            lane = self._lanes[priority] = Lane()
             self._highest_first = sorted(self._lanes, reverse=True)
         return lane
 
@@ -317,7 +207,7 @@ class FairQueue(Generic[T]):
         passed = self._lanes[priority].passed
         return passed if passed >= DOOR.passes else 0
 
-    def _count(self, lane: _Lane[T], line: _Line[T], asking: Asking, sign: int) -> None:
+    def _count(self, lane: Lane[T], line: Line[T], asking: Asking, sign: int) -> None:
         flow, size_bytes = line.flow, sign * asking.size_bytes
         self.waiting += sign
         self.size_bytes += size_bytes
@@ -330,7 +220,7 @@ class FairQueue(Generic[T]):
         else:
             lane.by_share.remove(asking.key_id)
 
-    def _remove(self, ticket: T, lane: _Lane[T], line: _Line[T]) -> None:
+    def _remove(self, ticket: T, lane: Lane[T], line: Line[T]) -> None:
         ticket.waiting = False
         self._count(lane, line, ticket.asking, -1)
         if line.waiting:
@@ -339,10 +229,3 @@ class FairQueue(Generic[T]):
             lane.close(line)
         if not lane.waiting:
             lane.passed = 0
-
-
-def _line_name(asking: Asking) -> str:
-    """One that may not go to every replica, or not now, waits beside its key's others, so as not to hold them up."""
-    if asking.suspect:
-        return f"{asking.key_id} isolated {asking.suspect.hex()}"
-    return f"{asking.key_id} elsewhere" if asking.excluded else asking.key_id
