@@ -11,11 +11,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from msgspec.structs import replace
+
 from modelyard import cli
 from modelyard.cli import up
 from modelyard.cli.seven_steps import STEPS, SevenSteps
 from modelyard.control.wanted import Wanted
 from modelyard.spec.deployment import Deployment
+from modelyard.spec.policy import policy_of
 from yards import fake_wanted
 
 
@@ -23,7 +26,8 @@ def prepare(deployment: Deployment, state: object, settings: object, steps: Seve
     for name in STEPS[:4]:
         with steps.step(name) as step:
             step.result = "made up"
-    return fake_wanted(deployment.name, **json.loads(os.environ.get("MODELYARD_TEST_KNOBS", "{}")))
+    wanted = fake_wanted(deployment.name, **json.loads(os.environ.get("MODELYARD_TEST_KNOBS", "{}")))
+    return replace(wanted, policy=replace(wanted.policy, prices=policy_of(deployment).prices))
 
 
 up.prepare = prepare

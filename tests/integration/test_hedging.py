@@ -50,6 +50,7 @@ async def test_a_replica_that_pauses_is_not_waited_for(
             gateway.publish(
                 deployment(replica(proxy.address, "pauses"), replica(engine.address, "steady"), failover=failover)
             )
+            await eventually(lambda: _is_ready(gateway))
             async with gateway.client() as client:
                 for _ in range(2 * VOLUME):
                     assert await streamed(client) == WHOLE
@@ -67,6 +68,11 @@ async def test_a_replica_that_pauses_is_not_waited_for(
                 assert (record.usage_source, record.completion_tokens) == ("engine", TOKENS), "one answer is counted"
             # What says nothing is told that nobody waits by the end of its connection.
             await eventually(lambda: _is_left(proxy, len(hedged)))
+
+
+def _is_ready(gateway: Gateway) -> bool:
+    with gateway.wire() as wire:
+        return wire.ask(b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n").status == 200
 
 
 async def _is_left(proxy: FaultProxy, times: int) -> bool:

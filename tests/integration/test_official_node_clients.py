@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import pytest
 import pytest_asyncio
 from gateway_child import KEY, Gateway, deployment, replica
 
+from modelyard.records.keys import Limits
+from modelyard.records.secrets import public_id
 from modelyard.state import open_state
 from modelyard.testing import FakeEngine
 from needs import missing, wants_program
@@ -27,6 +30,7 @@ Eventually = Callable[..., Awaitable[object]]
 SOURCE = Path(__file__).parent / "node_clients"
 CACHE = Path(__file__).parents[2] / ".cache"
 TOKYO = "The capital of Japan is Tokyo."
+ONE_AT_ONCE, NEVER_ENOUGH = "my_00000000once_node", "my_0000000never_node"
 
 
 def installed() -> Path:
@@ -68,11 +72,14 @@ async def told(
             )
         ]
         gateway = stack.enter_context(Gateway(state))
+        gateway.add_key(ONE_AT_ONCE, limits=Limits(concurrent_requests=1))
+        gateway.add_key(NEVER_ENOUGH, limits=Limits(tokens_per_minute=1))
         endpoints = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
         gateway.publish(
             deployment(replica(usual.address), endpoints=endpoints),
             deployment(replica(slow.address), name="slow"),
             deployment(replica(words.address), name="slow-words"),
+            deployment(replica(words.address), name="busy"),
             deployment(replica(broken.address), name="broken"),
             deployment(name="closed", open=False, reason="it is starting", retry_after_s=1),
         )
@@ -83,7 +90,7 @@ async def told(
 
         await eventually(is_ready)
         process = await asyncio.create_subprocess_exec(
-            *("node", "scenarios.mjs", str(gateway.port), KEY),
+            *("node", "scenarios.mjs", str(gateway.port), KEY, ONE_AT_ONCE, NEVER_ENOUGH),
             cwd=folder,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -114,6 +121,8 @@ async def test_a_text_is_embedded(told: Told) -> None:
         ("badRequest", "BadRequestError", 400),
         ("closed", "InternalServerError", 503),
         ("wrongKeyOfAnthropic", "AuthenticationError", 401),
+        ("neverEnough", "RateLimitError", 429),
+        ("neverEnoughOfAnthropic", "RateLimitError", 429),
         ("closedOfAnthropic", "ServiceUnavailableError", 503),
     ],
 )
@@ -143,3 +152,16 @@ async def test_a_stream_that_breaks_is_never_a_result(told: Told, name: str) -> 
 async def test_what_is_unavailable_is_asked_again_as_often_as_the_client_was_told(told: Told) -> None:
     asked = [one for one in told[1].records() if one.deployment == "closed" and one.endpoint.endswith("completions")]
     assert len(asked) == 2 and asked[1].at - asked[0].at >= 1, "Retry-After was honoured"
+
+
+async def test_a_limit_that_gives_way_soon_is_waited_for_as_long_as_the_client_was_told(told: Told) -> None:
+    found, gateway = told
+    assert found["askedWhileBusy"] == TOKYO
+    asked = [one for one in gateway.records() if one.key_id == public_id(ONE_AT_ONCE) and one.deployment == "m"]
+    assert [one.status for one in asked] == [429] * (len(asked) - 1) + [200] and len(asked) > 1
+    assert all(later.at - one.at >= 1 for one, later in pairwise(asked)), "Retry-After was honoured"
+
+
+async def test_what_is_refused_for_good_is_not_asked_again(told: Told) -> None:
+    asked = [one for one in told[1].records() if one.key_id == public_id(NEVER_ENOUGH)]
+    assert [one.endpoint for one in asked] == ["/v1/chat/completions", "/v1/messages"]

@@ -45,7 +45,7 @@ class Books:
         return self.accounts.line(self.keyring.keys[name])
 
     def reserve(self, name: str, tokens: int = 1, cost: int = 0, now: float = 0.0, at: float = NOON) -> Reservation:
-        return self.accounts.reserve(self.line(name), Asked(tokens, cost, at), now)
+        return self.accounts.reserve(self.line(name), Asked(tokens, cost, at), now, "req_1")
 
     def refusal(self, name: str, tokens: int = 1, cost: int = 0, now: float = 0.0, at: float = NOON) -> Refusal:
         with pytest.raises(Refusal) as refused:
@@ -267,7 +267,7 @@ def test_a_clock_that_jumps_to_another_day_and_back_forgets_nothing() -> None:
 def test_what_was_spent_before_counts_at_every_node_of_the_line() -> None:
     books = Books(key("team-t", None, None, pico_per_day=10), key("a", "team-t", None, tokens_per_month=50))
     spent = Spent(day_tokens=1, day_pico=8, month_tokens=45, month_pico=9)
-    books.accounts.spent(books.keyring.keys["a"], spent, period_of(NOON))
+    books.accounts.spent(books.keyring.keys["a"], spent, period_of(NOON), books.keyring.keys)
     assert "tokens per month" in books.refusal("a", 6).message
     assert "team 'team-t'" in books.refusal("a", 1, 3).message
     books.reserve("a", 5, 2)

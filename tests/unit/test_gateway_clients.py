@@ -472,8 +472,11 @@ async def test_a_body_larger_than_one_read_is_whole(world: World) -> None:
         request = post(chat(user="u", messages=[{"role": "user", "content": letter * 900_000}]))
         for start in range(0, len(request), 262_144):
             client.data_received(request[start : start + 262_144])
-        await asyncio.sleep(0)  # large bodies take turns
-        assert letter.encode() * 900_000 in to_engine.take()
+        sent = b""
+        while not sent:  # large bodies take turns
+            await asyncio.sleep(0)
+            sent = to_engine.take()
+        assert letter.encode() * 900_000 in sent
         engine.data_received(answer())
         assert statuses(to_client.take()) == [200]
 
@@ -483,9 +486,35 @@ async def test_a_client_that_leaves_before_its_large_body_had_its_turn_is_record
     _engine, to_engine = world.engine()
     client.data_received(post(chat(messages=[{"role": "user", "content": "a" * 200_000}])))
     client.connection_lost(None)
-    await asyncio.sleep(0)
+    for _ in range(8):
+        await asyncio.sleep(0)
     assert to_engine.take() == b""
     assert [record.outcome for record in world.records()] == ["client_gone"]
+
+
+async def test_a_client_that_leaves_while_its_large_body_is_read_is_recorded_once(world: World) -> None:
+    client, _ = world.client()
+    _engine, to_engine = world.engine()
+    client.data_received(post(chat(messages=[{"role": "user", "content": "a" * 200_000}])))
+    await asyncio.sleep(0)
+    client.connection_lost(None)
+    for _ in range(8):
+        await asyncio.sleep(0)
+    assert to_engine.take() == b""
+    assert [record.outcome for record in world.records()] == ["client_gone"]
+
+
+async def test_a_large_body_that_is_no_json_is_refused_and_the_connection_serves_on(world: World) -> None:
+    client, to_client = world.client()
+    engine, _ = world.engine()
+    client.data_received(post(b'{"model":"m"' + b" " * 200_000))
+    for _ in range(8):
+        await asyncio.sleep(0)
+    assert statuses(to_client.take()) == [400]
+    client.data_received(post(chat()))
+    engine.data_received(answer())
+    assert statuses(to_client.take()) == [200]
+    assert [record.outcome for record in world.records()] == ["refused", "complete"]
 
 
 # The end.

@@ -26,6 +26,7 @@ from gateway_fakes import (
 )
 
 from modelyard.gateway.client import ClientConnection
+from modelyard.records.topology import Prices
 
 MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
 CHAT = "/v1/chat/completions"
@@ -236,14 +237,41 @@ def test_a_refusal_of_the_engine_names_the_clients_field(world: World) -> None:
     assert status == 400 and json.loads(body)["error"]["message"] == "stop_sequences is too short"
 
 
-def test_a_call_that_has_no_words_in_the_dialect_is_said_so(world: World) -> None:
+def test_a_call_that_has_no_words_in_the_dialect_is_said_so_and_paid_for(tmp_path: Path) -> None:
+    prices = Prices(currency="EUR", input_pico=10, cached_input_pico=1, output_pico=100)
+    world = World(tmp_path, shape=deployment(prices=prices))
     _, client_side, engine, _ = begin(world, ask(MESSAGES))
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{x"}}
     message = {"role": "assistant", "content": None, "tool_calls": [call]}
-    engine.data_received(whole({"choices": [{"message": message, "finish_reason": "tool_calls"}]}))
+    usage = {"prompt_tokens": 30, "completion_tokens": 4}
+    engine.data_received(whole({"choices": [{"message": message, "finish_reason": "tool_calls"}], "usage": usage}))
     [(status, _, body)] = split_responses(client_side.take())
     assert status == 502 and "no JSON object" in json.loads(body)["error"]["message"]
-    assert world.records()[0].error == "tool_arguments_invalid"
+    [record] = world.records()
+    assert record.error == "tool_arguments_invalid"
+    told = (record.prompt_tokens, record.completion_tokens, record.usage_source, record.cost_pico)
+    assert told == (30, 4, "engine", 30 * 10 + 4 * 100), "the engine has done the work"
+
+
+@pytest.mark.parametrize(
+    ("code", "recorded"),
+    [
+        ("context_length_exceeded", "context_length_exceeded"),
+        (400, "400"),
+        ("x" * 65, "engine_refused"),
+        ("a b\u202e", "engine_refused"),
+        ("", "engine_refused"),
+        (None, "engine_refused"),
+    ],
+)
+def test_only_a_short_plain_code_of_an_engine_is_taken_into_the_record(world: World, code: Any, recorded: str) -> None:
+    _, client_side, engine, _ = begin(world, post(chat()))
+    error = {"message": "no", "code": code, "param": "p" * 300}
+    engine.data_received(whole({"error": error}, "400 Bad Request"))
+    [(status, _, body)] = split_responses(client_side.take())
+    told = json.loads(body)["error"]
+    assert (status, told["code"], len(told["param"])) == (400, recorded, 256)
+    assert world.records()[0].error == recorded
 
 
 def test_a_whole_answer_that_fails_its_check_says_so_in_a_header_and_the_journal(world: World) -> None:

@@ -184,7 +184,7 @@ def test_the_last_that_fails_is_what_the_client_hears_of(tmp_path: Path) -> None
 
 
 def test_no_more_than_so_many_are_tried(tmp_path: Path) -> None:
-    five = Two(tmp_path, replicas=5, sendings=3)
+    five = Two(tmp_path, replicas=5, sendings=3, poison_deaths=0)
     five.ask()
     asked: list[int] = []
     for _ in range(3):
@@ -308,7 +308,7 @@ def test_a_replica_that_loses_request_after_request_gets_none_for_a_while(tmp_pa
 
 
 def test_where_all_are_taken_out_the_least_bad_is_asked_and_the_client_told(tmp_path: Path) -> None:
-    two = Two(tmp_path, budget=0.0, retry_share=0.0, retries_per_s=0.0)
+    two = Two(tmp_path, budget=0.0, retry_share=0.0, retries_per_s=0.0, poison_deaths=0)
     kill(two, 0)
     kill(two, 1)
     assert all(seats.breaker.takes_none for seats in two.admission.seats.values())
@@ -368,7 +368,7 @@ def test_what_is_a_piece_of_an_answer(events: bytes, delta: bool) -> None:
 
 
 def test_exclusion_is_a_value(tmp_path: Path) -> None:
-    two = Two(tmp_path)
+    two = Two(tmp_path, poison_deaths=0)
     two.ask()
     exchange = two.client.exchange
     assert exchange is not None
@@ -379,7 +379,7 @@ def test_exclusion_is_a_value(tmp_path: Path) -> None:
 
 
 def test_a_replica_that_was_started_anew_is_asked_again(tmp_path: Path) -> None:
-    two = Two(tmp_path)
+    two = Two(tmp_path, poison_deaths=0)
     two.ask()
     two.dies(0)
     assert two.asked() == [0, 1]

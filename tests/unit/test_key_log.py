@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from modelyard.clock import Clock
-from modelyard.control.key_log import Bounds, KeyWriter
+from modelyard.control.key_bounds import Bounds, bounds_of
+from modelyard.control.key_log import KeyWriter
 from modelyard.errors import UsageError
 from modelyard.gateway.keyring import KeyLog, Keyring
 from modelyard.gateway.refusals import Refusal
@@ -156,3 +157,74 @@ def test_only_a_live_key_of_ours_is_rotated(state: StateDirectory) -> None:
     for key_id, says in ((team.id, "no secret of ours"), (gone.record.id, "has ended"), ("nobody", "no key")):
         with pytest.raises(UsageError, match=says):
             writer.rotate(key_id, 0.0)
+
+
+# Changes.
+
+
+def test_changed_bounds_are_the_gateways_and_the_next_writers(state: StateDirectory) -> None:
+    writer = KeyWriter(state, CLOCK)
+    made = writer.create("ci", None, None, Bounds(limits=Limits(requests_per_minute=60)))
+    bounds = Bounds(limits=Limits(tokens_per_minute=9), budgets=Budgets(tokens_per_day=50), priority=2, weight=3.0)
+    writer.change("ci", bounds, NOW + 5)
+    for keys in (writer.keys, KeyWriter(state, CLOCK).keys, gateway(state).keys):
+        key = keys[made.record.id]
+        assert bounds_of(key) == bounds and key.expires_at == NOW + 5
+    assert gateway(state).authenticate(made.secret, NOW).sha256 == made.record.sha256
+
+
+def test_a_change_that_changes_nothing_writes_nothing(state: StateDirectory) -> None:
+    writer = KeyWriter(state, CLOCK)
+    bounds = Bounds(limits=Limits(requests_per_minute=60))
+    key = writer.create("ci", 60.0, None, bounds).record
+    before = state.keys.read_bytes()
+    writer.change(key.id, bounds, key.expires_at)
+    assert state.keys.read_bytes() == before
+    writer.change(key.id, Bounds(), key.expires_at)
+    assert state.keys.read_bytes() != before
+
+
+def test_no_change_gives_a_key_more_than_its_parent_nor_leaves_a_child_with_more(state: StateDirectory) -> None:
+    writer = KeyWriter(state, CLOCK)
+    team = writer.create_team("research", None, Bounds(Scopes(deployments=("a", "b")), Limits(max_tokens=100)))
+    scopes = Scopes(deployments=("a",))
+    child = writer.create("ci", None, "research", Bounds(scopes, Limits(max_tokens=80), priority=1)).record
+    gone = writer.create("gone", None, "research", Bounds(scopes, Limits(max_tokens=100))).record
+    writer.revoke(gone.id)
+    for key_id, bounds, says in (
+        (child.id, Bounds(scopes, Limits(max_tokens=101)), "101 max tokens, where team 'research' has 100"),
+        (child.id, Bounds(), "team 'research' reaches a, b"),
+        (team.id, Bounds(limits=Limits(max_tokens=79)), "key 'ci' would have more than its parent: 80 max tokens"),
+        (team.id, Bounds(Scopes(deployments=("b",))), "key 'ci' would have more than its parent"),
+        (team.id, Bounds(priority=0), "1 priority, where team 'research' has 0"),
+        (child.id, Bounds(scopes, weight=2.0), "has a share of its seats"),
+    ):
+        before = state.keys.read_bytes()
+        with pytest.raises(UsageError, match=says):
+            writer.change(key_id, bounds, None)
+        assert state.keys.read_bytes() == before
+    writer.change(team.id, Bounds(Scopes(deployments=("a",)), Limits(max_tokens=80)), None)
+
+
+def test_what_has_ended_is_not_changed_and_nothing_is_changed_to_have_ended(state: StateDirectory) -> None:
+    writer = KeyWriter(state, CLOCK)
+    team = writer.create_team("research", None)
+    key = writer.create("ci", None, "research").record
+    with pytest.raises(UsageError, match="cannot have ended already"):
+        writer.change(key.id, Bounds(), NOW)
+    writer.revoke(team.id)
+    for key_id in (team.id, key.id):
+        with pytest.raises(UsageError, match="has ended"):
+            writer.change(key_id, Bounds(priority=1), None)
+
+
+def test_a_name_finds_the_only_living_key_that_has_it(state: StateDirectory) -> None:
+    writer = KeyWriter(state, CLOCK)
+    first = writer.create("ci", None, None).record
+    assert writer.known("ci") == first
+    second = writer.create("ci", None, None).record
+    with pytest.raises(UsageError, match="2 keys are named 'ci'") as ambiguous:
+        writer.revoke("ci")
+    assert first.id in ambiguous.value.hint and second.id in ambiguous.value.hint
+    writer.revoke(first.id)
+    assert writer.known("ci") == second

@@ -63,6 +63,9 @@ class Admin:
     def post(self, path: str, kind: type[T], body: object = None) -> T:
         return asyncio.run(self.call("POST", path, kind, body))
 
+    def patch(self, path: str, kind: type[T], body: object) -> T:
+        return asyncio.run(self.call("PATCH", path, kind, body))
+
     def delete(self, path: str, kind: type[T]) -> T:
         return asyncio.run(self.call("DELETE", path, kind))
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import functools
+import inspect
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Annotated, Any
 
 import typer
 
@@ -16,35 +20,90 @@ Endpoints = Annotated[
 RequestsPerMinute = Annotated[int | None, typer.Option(min=1, help="Most requests in any minute.")]
 TokensPerMinute = Annotated[int | None, typer.Option(min=1, help="Most tokens of prompts and answers in any minute.")]
 ConcurrentRequests = Annotated[int | None, typer.Option(min=1, help="Most requests at once, those that wait included.")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer that one request may ask for.")]
 BudgetPerDay = Annotated[str | None, typer.Option(help="Most money in a day (UTC): 5.00, in the prices' currency.")]
 BudgetPerMonth = Annotated[str | None, typer.Option(help="Most money in a month (UTC).")]
-BudgetTokensPerDay = Annotated[int | None, typer.Option(min=1, help="Most tokens in a day (UTC).")]
-BudgetTokensPerMonth = Annotated[int | None, typer.Option(min=1, help="Most tokens in a month (UTC).")]
+TokensPerDay = Annotated[int | None, typer.Option("--budget-tokens-per-day", min=1, help="Most tokens in a day (UTC).")]
+TokensPerMonth = Annotated[
+    int | None, typer.Option("--budget-tokens-per-month", min=1, help="Most tokens in a month (UTC).")
+]
+Priority = Annotated[
+    int | None, typer.Option(min=-100, max=100, help="Where requests wait, a higher one goes first; 0 if nobody says.")
+]
+Weight = Annotated[
+    float | None, typer.Option(min=0.01, max=100, help="Its part of the seats beside others with 1; not below a team.")
+]
+# By their names in the admin API.
+OPTIONS: dict[str, Any] = {
+    "deployments": Deployments,
+    "endpoints": Endpoints,
+    "requests_per_minute": RequestsPerMinute,
+    "tokens_per_minute": TokensPerMinute,
+    "concurrent_requests": ConcurrentRequests,
+    "max_tokens": MaxTokens,
+    "budget_per_day": BudgetPerDay,
+    "budget_per_month": BudgetPerMonth,
+    "tokens_per_day": TokensPerDay,
+    "tokens_per_month": TokensPerMonth,
+    "priority": Priority,
+    "weight": Weight,
+}
 
 
-def bounds_of(
-    deployment: list[str] | None,
-    endpoint: list[str] | None,
-    requests_per_minute: int | None,
-    tokens_per_minute: int | None,
-    concurrent_requests: int | None,
-    budget_per_day: str | None,
-    budget_per_month: str | None,
-    budget_tokens_per_day: int | None,
-    budget_tokens_per_month: int | None,
-) -> dict[str, object]:
-    """As the admin API takes them."""
-    return {
-        "deployments": deployment,
-        "endpoints": endpoint,
-        "requests_per_minute": requests_per_minute,
-        "tokens_per_minute": tokens_per_minute,
-        "concurrent_requests": concurrent_requests,
-        "budget_per_day": budget_per_day,
-        "budget_per_month": budget_per_month,
-        "tokens_per_day": budget_tokens_per_day,
-        "tokens_per_month": budget_tokens_per_month,
-    }
+class Removable(StrEnum):
+    """The options whose bound can be taken away."""
+
+    days = "days"
+    deployment = "deployment"
+    endpoint = "endpoint"
+    requests_per_minute = "requests-per-minute"
+    tokens_per_minute = "tokens-per-minute"
+    concurrent_requests = "concurrent-requests"
+    max_tokens = "max-tokens"
+    budget_per_day = "budget-per-day"
+    budget_per_month = "budget-per-month"
+    budget_tokens_per_day = "budget-tokens-per-day"
+    budget_tokens_per_month = "budget-tokens-per-month"
+    priority = "priority"
+    weight = "weight"
+
+    @property
+    def field(self) -> str:
+        """Its name in the admin API."""
+        return _OTHER_FIELDS.get(self.value, self.name)
+
+
+_OTHER_FIELDS = {
+    "days": "expires_at",
+    "deployment": "deployments",
+    "endpoint": "endpoints",
+    "budget-tokens-per-day": "tokens_per_day",
+    "budget-tokens-per-month": "tokens_per_month",
+}
+
+
+def bounded(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` with every option above in place of its parameter `bounds`, a dictionary of those that were given, as
+    the admin API takes them."""
+    signature = inspect.signature(command, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        if parameter.name == "bounds":
+            parameters += [_option(name, kind) for name, kind in OPTIONS.items()]
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @functools.wraps(command)
+    def with_options(**given: object) -> None:
+        bounds = {name: value for name in OPTIONS if (value := given.pop(name)) is not None}
+        command(**given, bounds=bounds)
+
+    with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return with_options
+
+
+def _option(name: str, kind: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
 
 
 def scopes_text(key: ListedKey) -> str:
@@ -59,10 +118,13 @@ def bounds_text(key: ListedKey) -> str:
         _said(limits.requests_per_minute, "requests/min"),
         _said(limits.tokens_per_minute, "tokens/min"),
         _said(limits.concurrent_requests, "at once"),
+        _said(limits.max_tokens, "tokens an answer"),
         _money(budgets.pico_per_day, "a day"),
         _money(budgets.pico_per_month, "a month"),
         _said(budgets.tokens_per_day, "tokens a day"),
         _said(budgets.tokens_per_month, "tokens a month"),
+        "" if key.priority is None else f"priority {key.priority}",
+        "" if key.weight == 1 else f"weight {key.weight:g}",
     ]
     return ", ".join(text for text in said if text) or "-"
 

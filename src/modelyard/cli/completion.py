@@ -39,8 +39,10 @@ NAMES: dict[tuple[str, str], str] = {
     ("engines doctor", "name"): "engines",
     ("engines conformance", "name"): "engines",
     ("engines conformance", "model"): "models",
-    ("keys create", "deployment"): "deployments",
-    ("teams create", "deployment"): "deployments",
+    ("keys create", "deployments"): "deployments",
+    ("keys change", "deployments"): "deployments",
+    ("teams create", "deployments"): "deployments",
+    ("teams change", "deployments"): "deployments",
 }
 
 

@@ -35,41 +35,24 @@ class MadeKey(Record, kw_only=True):
 
 
 @app.command()
+@bounding.bounded
 def create(
     name: Annotated[str, typer.Argument(help="Whose key it is.")],
     days: Annotated[float | None, typer.Option(help="It ends by itself after this many days.")] = None,
-    deployment: bounding.Deployments = None,
-    endpoint: bounding.Endpoints = None,
     team: Annotated[str | None, typer.Option(help="The team that it belongs to: its bounds hold too.")] = None,
     parent: Annotated[str | None, typer.Option(help="The id of a key that it never reaches beyond.")] = None,
-    requests_per_minute: bounding.RequestsPerMinute = None,
-    tokens_per_minute: bounding.TokensPerMinute = None,
-    concurrent_requests: bounding.ConcurrentRequests = None,
-    budget_per_day: bounding.BudgetPerDay = None,
-    budget_per_month: bounding.BudgetPerMonth = None,
-    budget_tokens_per_day: bounding.BudgetTokensPerDay = None,
-    budget_tokens_per_month: bounding.BudgetTokensPerMonth = None,
+    *,
+    bounds: dict[str, object],
     json: Json = False,
 ) -> None:
     """Make a key and show it, this once; only its hash is kept.
 
     Example: modelyard keys create ci --team research --requests-per-minute 60 --budget-per-day 5.00
     """
-    if days is not None and days <= 0:
-        raise UsageError("a key that has ended already is of no use", hint="--days 30")
+    if days is not None:
+        _check_days(days)
     if team is not None and parent is not None:
         raise UsageError("a key hangs below one team or one key", hint="give --team or --parent")
-    bounds = bounding.bounds_of(
-        deployment,
-        endpoint,
-        requests_per_minute,
-        tokens_per_minute,
-        concurrent_requests,
-        budget_per_day,
-        budget_per_month,
-        budget_tokens_per_day,
-        budget_tokens_per_month,
-    )
     ttl_s = None if days is None else days * DAY_S
     made = Admin(state_directory()).post(
         "/keys", MadeKey, {**bounds, "name": name, "ttl_s": ttl_s, "parent": team or parent}
@@ -117,6 +100,38 @@ def show(
 
 
 @app.command()
+@bounding.bounded
+def change(
+    key_id: Annotated[str, typer.Argument(metavar="NAME|ID", help="A key or a team, by its name or its id.")],
+    days: Annotated[float | None, typer.Option(help="It ends by itself this many days from now.")] = None,
+    without: Annotated[
+        list[bounding.Removable] | None,
+        typer.Option(metavar="BOUND", help="Take this bound away, named like its option. Repeatable."),
+    ] = None,
+    *,
+    bounds: dict[str, object],
+    json: Json = False,
+) -> None:
+    """Give a key or a team other bounds; what is not named stays. The gateway knows within a second.
+
+    Example: modelyard keys change ci --requests-per-minute 120 --without budget-per-day
+    """
+    if days is not None:
+        _check_days(days)
+        bounds["expires_at"] = time.time() + days * DAY_S
+    for removed in without or ():
+        if bounds.setdefault(removed.field, None) is not None:
+            raise UsageError(f"--{removed.value} is given and taken away", hint="leave one of them out")
+    if not bounds:
+        raise UsageError("nothing is to be changed", hint="for example --requests-per-minute 60, or --without days")
+    key = Admin(state_directory()).patch(f"/keys/{quote(key_id, safe='')}", ListedKey, bounds)
+    if json:
+        print_json(key)
+    else:
+        say(f"{'team' if key.is_team else 'key'} {key.name} ({key.id}): {bounding.bounds_text(key)}")
+
+
+@app.command()
 def rotate(
     key_id: Annotated[str, typer.Argument(help="The id that `keys list` shows.")],
     overlap: Annotated[str, typer.Option(help="For how long the old secret works too: 90s, 30m, 24h, 7d.")] = "0s",
@@ -145,6 +160,11 @@ def revoke(
         print_json({"id": key_id})
     else:
         say(f"{key_id} is revoked")
+
+
+def _check_days(days: float) -> None:
+    if days <= 0:
+        raise UsageError("a key that has ended already is of no use", hint="--days 30")
 
 
 def state_of(key: ListedKey) -> str:

@@ -94,6 +94,7 @@ def _list(rows: tuple[Row, ...]) -> None:
         tried, short = f"{row.full:,} {row.unit}", f"{row.short:,}" if row.short else "-"
         table.add_row(row.key, row.name, tried, short, _duration(row.takes_s), row.claim)
     print_table(table)
+    say(f"{len(rows)} rows, about {_duration(sum(row.takes_s for row in rows))} in all on a quiet machine")
 
 
 def _duration(seconds: float) -> str:

@@ -9,13 +9,14 @@ from rich.table import Table
 
 from modelyard.cli import bounding
 from modelyard.cli.admin import Admin, state_directory
-from modelyard.cli.keys import state_of
+from modelyard.cli.keys import change, state_of
 from modelyard.cli.options import Json
 from modelyard.cli.output import OUT, print_json, say
 from modelyard.control.key_log import ListedKey
 from modelyard.records.base import Record
 
 app = typer.Typer(help="Teams: bounds that the keys and teams below them share.", no_args_is_help=True)
+app.command()(change)
 
 
 class MadeTeam(Record, kw_only=True):
@@ -24,35 +25,18 @@ class MadeTeam(Record, kw_only=True):
 
 
 @app.command()
+@bounding.bounded
 def create(
     name: Annotated[str, typer.Argument(help="The team's name; keys are made with --team NAME.")],
     team: Annotated[str | None, typer.Option(help="The team above it: its bounds hold too.")] = None,
-    deployment: bounding.Deployments = None,
-    endpoint: bounding.Endpoints = None,
-    requests_per_minute: bounding.RequestsPerMinute = None,
-    tokens_per_minute: bounding.TokensPerMinute = None,
-    concurrent_requests: bounding.ConcurrentRequests = None,
-    budget_per_day: bounding.BudgetPerDay = None,
-    budget_per_month: bounding.BudgetPerMonth = None,
-    budget_tokens_per_day: bounding.BudgetTokensPerDay = None,
-    budget_tokens_per_month: bounding.BudgetTokensPerMonth = None,
+    *,
+    bounds: dict[str, object],
     json: Json = False,
 ) -> None:
     """Make a team. Its bounds hold for all below it together; `keys revoke NAME` ends it with every key below.
 
     Example: modelyard teams create research --budget-per-month 200.00 --requests-per-minute 600
     """
-    bounds = bounding.bounds_of(
-        deployment,
-        endpoint,
-        requests_per_minute,
-        tokens_per_minute,
-        concurrent_requests,
-        budget_per_day,
-        budget_per_month,
-        budget_tokens_per_day,
-        budget_tokens_per_month,
-    )
     made = Admin(state_directory()).post("/teams", MadeTeam, {**bounds, "name": name, "parent": team})
     if json:
         print_json(made)

@@ -1,5 +1,4 @@
-"""The key log's only writer: keys and teams are added, given other secrets, and revoked. What one may do is never
-changed."""
+"""The key log's only writer: keys and teams are added, given other secrets and other bounds, and revoked."""
 
 from __future__ import annotations
 
@@ -12,13 +11,12 @@ from types import MappingProxyType
 import msgspec
 
 from modelyard.clock import Clock
+from modelyard.control.key_bounds import NO_BOUNDS, Bounds, bounds_of, check_within
 from modelyard.errors import ModelyardError, UsageError
 from modelyard.records.base import encode
 from modelyard.records.keys import (
-    EVERYTHING,
-    NO_BUDGET,
-    UNLIMITED,
     Budgets,
+    KeyChanged,
     KeyCreated,
     KeyEvent,
     KeyRecord,
@@ -26,8 +24,8 @@ from modelyard.records.keys import (
     KeyRotated,
     Limits,
     Scopes,
+    changed,
 )
-from modelyard.records.money import show_pico
 from modelyard.records.secrets import (
     ID_CHARACTERS,
     NewKey,
@@ -60,18 +58,8 @@ class ListedKey:
     scopes: Scopes
     limits: Limits
     budgets: Budgets
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What a new key or team may do; what is left out is its parent's to say."""
-
-    scopes: Scopes = EVERYTHING
-    limits: Limits = UNLIMITED
-    budgets: Budgets = NO_BUDGET
-
-
-NO_BOUNDS = Bounds()
+    priority: int | None = None
+    weight: float = 1.0
 
 
 class KeyWriter:
@@ -97,15 +85,8 @@ class KeyWriter:
         now = self._clock.wall()
         above = self._parent(parent, bounds, now)
         expires_at = None if ttl_s is None else now + ttl_s
-        key = new_key(
-            name,
-            now,
-            expires_at=expires_at,
-            parent=above,
-            scopes=bounds.scopes,
-            limits=bounds.limits,
-            budgets=bounds.budgets,
-        )
+        made = new_key(name, now, expires_at=expires_at, parent=above)
+        key = NewKey(made.secret, bounds.on(made.record))
         self._append(KeyCreated(key=key.record))
         return key
 
@@ -115,14 +96,14 @@ class KeyWriter:
         if self._team(name, now) is not None:
             raise UsageError(f"there is a team {name!r} already", hint="modelyard teams list")
         above = self._parent(parent, bounds, now)
-        team = new_team(name, now, parent=above, scopes=bounds.scopes, limits=bounds.limits, budgets=bounds.budgets)
+        team = bounds.on(new_team(name, now, parent=above))
         self._append(KeyCreated(key=team))
         return team
 
     def rotate(self, key_id: str, overlap_s: float) -> str:
         """Another secret for a key, returned; the one that it has opens the same for `overlap_s` more. Raises
         UsageError."""
-        key, now = self._known(key_id), self._clock.wall()
+        key, now = self.known(key_id), self._clock.wall()
         if key.is_team or len(key.id) != ID_CHARACTERS:
             raise UsageError(f"{key.title} has no secret of ours", hint="modelyard keys list")
         if not all(self._is_live(one, now) for one in self._line(key)):
@@ -132,9 +113,34 @@ class KeyWriter:
         self._append(KeyRotated(id=key.id, at=now, sha256=hash_of(secret), former_until=now + overlap_s))
         return secret
 
+    def change(self, key_id: str, bounds: Bounds, expires_at: float | None) -> None:
+        """Other bounds for a key or a team, all of them, and another end; where they are what it has, nothing happens.
+        Raises UsageError where it has ended, or it or one below it would have more than its parent."""
+        key, now = self.known(key_id), self._clock.wall()
+        if not all(self._is_live(one, now) for one in self._line(key)):
+            raise UsageError(f"{key.title} has ended", hint="modelyard keys create")
+        if expires_at is not None and expires_at <= now and expires_at != key.expires_at:
+            raise UsageError("a key cannot have ended already", hint=f"to end it now: modelyard keys revoke {key.id}")
+        self._check(bounds, self._line(key)[1:])
+        event = KeyChanged(
+            id=key.id,
+            at=now,
+            expires_at=expires_at,
+            scopes=bounds.scopes,
+            limits=bounds.limits,
+            budgets=bounds.budgets,
+            priority=bounds.priority,
+            weight=bounds.weight,
+        )
+        after = changed(key, event)
+        if after == key:
+            return
+        self._check_below(after, now)
+        self._append(event)
+
     def revoke(self, key_id: str) -> None:
         """Ends a key or a team and every key below it. Raises UsageError where there is none."""
-        key = self._known(key_id)
+        key = self.known(key_id)
         if key.id not in self._revoked:
             self._append(KeyRevoked(id=key.id, at=self._clock.wall()))
 
@@ -143,7 +149,7 @@ class KeyWriter:
 
     def shown(self, key_id: str) -> ListedKey:
         """Raises UsageError."""
-        return self._listed(self._known(key_id))
+        return self._listed(self.known(key_id))
 
     def _listed(self, key: KeyRecord) -> ListedKey:
         return ListedKey(
@@ -159,14 +165,23 @@ class KeyWriter:
             scopes=key.scopes,
             limits=key.limits,
             budgets=key.budgets,
+            priority=key.priority,
+            weight=key.weight,
         )
 
-    def _known(self, key_id: str) -> KeyRecord:
-        """By id, or a living team by its name."""
-        key = self._keys.get(key_id) or self._team(key_id, self._clock.wall())
-        if key is None:
+    def known(self, key_id: str) -> KeyRecord:
+        """By id, or among the living a team by its name, or the only key of that name. Raises UsageError."""
+        now = self._clock.wall()
+        key = self._keys.get(key_id) or self._team(key_id, now)
+        if key is not None:
+            return key
+        named = [one for one in self._keys.values() if one.name == key_id and self._is_live(one, now)]
+        if len(named) > 1:
+            ids = ", ".join(one.id for one in named[:4])
+            raise UsageError(f"{len(named)} keys are named {key_id!r}", hint=f"say which by its id: {ids}")
+        if not named:
             raise UsageError(f"there is no key {key_id!r}", hint="modelyard keys list")
-        return key
+        return named[0]
 
     def _team(self, name: str, now: float) -> KeyRecord | None:
         teams = [key for key in self._keys.values() if key.is_team and key.name == name and self._is_live(key, now)]
@@ -179,11 +194,29 @@ class KeyWriter:
         above = self._keys.get(parent) or self._team(parent, now)
         if above is None or not all(self._is_live(key, now) for key in self._line(above)):
             raise UsageError(f"there is no live key {parent!r}", hint="modelyard keys list, or modelyard teams list")
-        for node in self._line(above):
-            _check_scopes(bounds.scopes, node)
-            _check_numbers(bounds.limits, node.limits, node)
-            _check_numbers(bounds.budgets, node.budgets, node)
+        self._check(bounds, self._line(above))
         return above.id
+
+    def _check(self, bounds: Bounds, above: list[KeyRecord]) -> None:
+        if above and bounds.weight != NO_BOUNDS.weight:
+            raise UsageError(
+                f"what is below {above[-1].title} has a share of its seats, whatever weight it has itself",
+                hint=f"modelyard keys change {above[-1].id} --weight {bounds.weight:g}",
+            )
+        for node in above:
+            check_within(bounds, node)
+
+    def _check_below(self, key: KeyRecord, now: float) -> None:
+        """Raises UsageError where one below would have more than `key` as it shall be."""
+        for child in self._keys.values():
+            if child.id != key.id and self._is_live(child, now) and self._keys[key.id] in self._line(child):
+                try:
+                    check_within(bounds_of(child), key)
+                except UsageError as error:
+                    raise UsageError(
+                        f"{child.title} would have more than its parent: {error.message.partition(': ')[2]}",
+                        hint=f"change that first: modelyard keys change {child.id}",
+                    ) from error
 
     def _line(self, key: KeyRecord) -> list[KeyRecord]:
         """The key and those above it. A parent is written before its child, so that the line has an end."""
@@ -201,7 +234,7 @@ class KeyWriter:
         elif isinstance(event, KeyRevoked):
             self._revoked[event.id] = event.at
         elif (known := self._keys.get(event.id)) is not None:
-            self._keys[event.id] = rotated(known, event)
+            self._keys[event.id] = rotated(known, event) if isinstance(event, KeyRotated) else changed(known, event)
 
     def _append(self, event: KeyEvent) -> None:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -236,28 +269,3 @@ class KeyWriter:
                 except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                     print(f"error: {self._path}: {error}", flush=True)
         return events
-
-
-def _check_scopes(scopes: Scopes, node: KeyRecord) -> None:
-    for mine, theirs in (
-        (scopes.deployments, node.scopes.deployments),
-        (scopes.endpoints, node.scopes.endpoints),
-    ):
-        if theirs is not None and (mine is None or not set(mine) <= set(theirs)):
-            raise UsageError(
-                f"a key never reaches further than its parent: {node.title} reaches {', '.join(theirs) or 'nothing'}",
-                hint="name fewer deployments or endpoints",
-            )
-
-
-def _check_numbers(mine: Limits | Budgets, theirs: Limits | Budgets, node: KeyRecord) -> None:
-    for name in mine.__struct_fields__:
-        own, above = getattr(mine, name), getattr(theirs, name)
-        if own is not None and above is not None and own > above:
-            what, shown = name.replace("_", " "), (own, above)
-            if name.startswith("pico"):
-                what, shown = what.replace("pico ", "budget "), (show_pico(own), show_pico(above))
-            raise UsageError(
-                f"a key never has more than its parent: {shown[0]} {what}, where {node.title} has {shown[1]}",
-                hint="give a smaller number, or leave it out: the parent's holds for it too",
-            )

@@ -6,17 +6,23 @@ from collections.abc import Mapping
 from time import monotonic as now
 from types import MappingProxyType
 
-from modelyard.gateway.accounts import Account, Reservation, rate_limit_lines
+import msgspec
+
+from modelyard.gateway.accounts import Account, Reservation
 from modelyard.gateway.admission import Admission, Asking
+from modelyard.gateway.caps import hold_to
 from modelyard.gateway.dialects.dialect import Speaker
 from modelyard.gateway.dialects.registry import READERS
 from modelyard.gateway.dialects.ways import direct, spoken
 from modelyard.gateway.estimate import answer_tokens, may_use, prompt_tokens
 from modelyard.gateway.fields import AnyCall, parse, usage_asked, warning_of
+from modelyard.gateway.limits import FIELDS
 from modelyard.gateway.refusals import unknown_model
 from modelyard.gateway.request import Request
 from modelyard.gateway.resumption import Resumable, resumable
+from modelyard.gateway.strict_json import reading
 from modelyard.gateway.trace import parse as parse_trace
+from modelyard.gateway.turns import Work
 from modelyard.gateway.worker import Worker
 from modelyard.records.topology import Deployment
 
@@ -45,6 +51,10 @@ class Asked:
     def __init__(self, worker: Worker, request: Request) -> None:
         self.worker, self.request = worker, request
 
+    def read_body(self) -> Work:
+        """Find out step by step what the body holds. Raises Refusal (400)."""
+        self.request.read = yield from reading(self.request.body, FIELDS)
+
     def check(self) -> Admission:
         """All that can be refused before a seat is asked for. Returns the door to ask at."""
         request, worker = self.request, self.worker
@@ -52,8 +62,9 @@ class Asked:
             self._join_trace(request)
         endpoint = request.route.endpoint
         reader = READERS.get(endpoint)
-        asked = reader(request.body, request.id) if reader is not None else None
-        parsed = parse(request.body, endpoint) if asked is None else asked.parsed
+        body = request.read or request.body
+        asked = reader(body, request.id) if reader is not None else None
+        parsed = parse(body, endpoint) if asked is None else asked.parsed
         parsed.key_id = request.key.id
         call = parsed.call
         self.stream = call.stream is True
@@ -64,6 +75,11 @@ class Asked:
         self.admission = admission
         worker.keyring.authorize(request.key, call.model, endpoint)
         deployment = admission.deployment
+        terms = worker.keyring.terms(request.key)
+        if terms.max_tokens is not None:
+            hold_to(
+                terms.max_tokens, parsed, asked.names if asked is not None else self.names, deployment.context_tokens
+            )
         sending = direct(parsed, endpoint, deployment) if asked is None else spoken(asked, deployment)
         self.endpoint, self.body, self.speaker = sending.endpoint, sending.body, sending.speaker
         self.names = sending.names
@@ -75,9 +91,8 @@ class Asked:
             parsed.stripped = parsed.stripped | asked.stripped
         if parsed.stripped or parsed.bounded:
             self.warning += warning_of(parsed)
-        key = request.key
         tokens = prompt_tokens(len(request.body)) + answer_tokens(call) * (call.n or 1)
-        self.asking = Asking(key.id, key.priority, tokens, _NONE, key.weight, len(self.body))
+        self.asking = Asking(terms.share, terms.priority, tokens, _NONE, terms.weight, len(self.body))
         if line := worker.accounts.line(request.key):
             self._reserve(line, call, admission)
         return admission
@@ -98,5 +113,6 @@ class Asked:
     def _reserve(self, line: tuple[Account, ...], call: AnyCall, admission: Admission) -> None:
         request, at = self.request, now()
         asked = may_use(call, len(request.body), admission.deployment, request.at)
-        self.reservation = self.worker.accounts.reserve(line, asked, at)
-        self.warning += rate_limit_lines(line, at).encode()
+        self.reservation = reservation = self.worker.accounts.reserve(line, asked, at, request.id)
+        if reservation.wanted is not None:
+            self.asking = msgspec.structs.replace(self.asking, wanted=reservation.wanted)

@@ -6,13 +6,15 @@ several; what a client sees, and the record, are the request's."""
 from __future__ import annotations
 
 import asyncio
+import re
 from time import monotonic as now
 from typing import Literal, Protocol
 
 import msgspec
 
 from modelyard.gateway.breaker import Event
-from modelyard.gateway.dialects.dialect import Lane, Speaker
+from modelyard.gateway.dialects.dialect import Lane, NoWords, Speaker
+from modelyard.gateway.estimate import prompt_tokens
 from modelyard.gateway.lanes import BrokenStream, EngineErred, RawLane, Usage, WholeLane, usage_of
 from modelyard.gateway.limits import WIRE
 from modelyard.gateway.refusals import Refusal
@@ -20,6 +22,9 @@ from modelyard.gateway.request import Request
 from modelyard.gateway.seats import Seats
 from modelyard.gateway.upstream import UpstreamConnection
 from modelyard.records.topology import Policy
+
+# Of an engine's error: the record holds it.
+_CODE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
 class _EngineError(msgspec.Struct):
@@ -93,8 +98,8 @@ class Holder(Protocol):
         """A plain answer is whole; `verdict` is what a check of it found wrong."""
         ...
 
-    def attempt_refused(self, attempt: Attempt, refusal: Refusal) -> None:
-        """The engine answered, and said no to what was asked."""
+    def attempt_refused(self, attempt: Attempt, refusal: Refusal, usage: Usage | None) -> None:
+        """The engine said no to what was asked, or answered what cannot be told: then that has cost `usage`."""
         ...
 
     def attempt_failed(self, attempt: Attempt, failure: Failure) -> None: ...
@@ -103,10 +108,11 @@ class Holder(Protocol):
 class Attempt:
     """`seats` is a seat held for it by its holder, from before it begins until after its end. It is `over` once its
     connection has been given back or closed. `lane` is how its answer travels, where that is a stream; `relaying` once
-    a piece of it has gone to the client: until then the engine's events are held back."""
+    a piece of it has gone to the client: until then the engine's events are held back. `refused` where nobody listens
+    at its address any more."""
 
     progressed = True
-    relaying = over = False
+    relaying = over = refused = False
     quiet_since = 0.0
     sendings = 0
     error_status = 0
@@ -140,6 +146,7 @@ class Attempt:
         try:
             connection = await self.seats.pool.connect()
         except (OSError, TimeoutError) as error:
+            self.refused = isinstance(error, (ConnectionRefusedError, FileNotFoundError))
             self.fail("unconnected", f"the engine does not take connections ({type(error).__name__})")
             return
         if self.over:
@@ -190,7 +197,10 @@ class Attempt:
     def check_progress(self, at: float, policy: Policy) -> None:
         """An engine that sends nothing for too long is given up. A client that reads slowly holds the engine back by
         our own doing: that is its deadline, not the engine's."""
-        if self.progressed or self.holder.client.paused:
+        holder = self.holder
+        if holder.stream and not self.relaying:
+            self.seats.waits(at - self.began, prompt_tokens(len(holder.body)), at)
+        if self.progressed or holder.client.paused:
             self.progressed = False
             self.quiet_since = at
         elif self.relaying and at - self.quiet_since > policy.stall_timeout_s:
@@ -314,9 +324,9 @@ class Attempt:
         else:
             try:
                 body, usage, verdict = speaker.whole(body)
-            except Refusal as refusal:
+            except NoWords as found:
                 self.give_connection_back()
-                self.holder.attempt_refused(self, refusal)
+                self.holder.attempt_refused(self, found.refusal, found.usage)
                 return
         self.give_connection_back()
         self.holder.attempt_answered(self, body, usage, verdict)
@@ -328,7 +338,7 @@ class Attempt:
         elif refusal.status >= 500 and self.error_status != 501:
             self.holder.attempt_failed(self, Failure("erred", refusal.message, refusal))
         else:
-            self.holder.attempt_refused(self, refusal)
+            self.holder.attempt_refused(self, refusal, None)
 
     def _broken(self, broken: BrokenStream) -> None:
         self.fail("erred" if isinstance(broken, EngineErred) else "lost", str(broken))
@@ -346,8 +356,13 @@ def _refusal(status: int, retry_after: bytes, body: bytes) -> Refusal:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return Refusal(status, "the engine refused the request", code="engine_refused")
     error = parsed.error if isinstance(parsed.error, _EngineError) else _EngineError(parsed.error or parsed.message)
-    code = str(error.code) if error.code is not None else "engine_refused"
-    return Refusal(status, error.message[:2000] or "the engine refused the request", code=code, param=error.param)
+    code = "" if error.code is None else str(error.code)
+    return Refusal(
+        status,
+        error.message[:2000] or "the engine refused the request",
+        code=code if _CODE.fullmatch(code) else "engine_refused",
+        param=error.param[:256] if error.param is not None else None,
+    )
 
 
 def _request_bytes(path: str, body: bytes, lines: bytes) -> bytes:

@@ -87,6 +87,15 @@ class MinuteWindow:
         self.used += amount
         self._slots[self._until % _SLOTS] += amount
 
+    def put(self, amount: int, at: float, now: float) -> None:
+        """`amount` was taken at `at`, which is learned only now."""
+        if (second := int(now)) > self._until:
+            self._forward(second)
+        began = min(int(at), self._until)
+        if began > self._until - _SLOTS:
+            self.used += amount
+            self._slots[began % _SLOTS] += amount
+
     def correct(self, taken: int, used: int, at: float, now: float) -> None:
         """Of what was `taken` at `at`, `used` is now known: the rest goes back. What was used beyond it counts from
         now on."""
@@ -157,9 +166,10 @@ class Budget:
         used.held_pico += pico
 
     def settle(self, held_tokens: int, held_pico: int, tokens: int, pico: int, period: Period) -> None:
-        """What was held is held no more; what was used is spent."""
+        """What was held is held no more; what was used is spent. A budget may be younger than a request that ends, and
+        then holds nothing of it."""
         used = self._of(period)
-        used.held_tokens -= held_tokens
-        used.held_pico -= held_pico
+        used.held_tokens = max(0, used.held_tokens - held_tokens)
+        used.held_pico = max(0, used.held_pico - held_pico)
         used.tokens += tokens
         used.pico += pico

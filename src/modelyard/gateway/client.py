@@ -256,7 +256,7 @@ class ClientConnection(asyncio.Protocol):
             request.key = self._worker.authenticate(request.secret)
             request.admitted = True
             if self._worker.pressure.level and route.kind == "inference":
-                self._worker.check_load(request.key.priority)
+                self._worker.check_load(self._worker.keyring.terms(request.key).priority)
         if request.content_length > self._wire.body_bytes:
             raise self._body_too_large()
         if request.coded:
@@ -409,7 +409,7 @@ class ClientConnection(asyncio.Protocol):
             if len(request.body) < LARGE_BODY_BYTES:
                 exchange.begin()
             else:
-                self._worker.turns.take(exchange.begin)
+                self._worker.turns.take(exchange.begin_by_steps())
         else:
             self._answer(request, *self._worker.answer(request))
 

@@ -11,7 +11,6 @@ from typing import Protocol
 import msgspec
 
 from modelyard.gateway.admission import WITHDRAWN, Admission, Queued, Result
-from modelyard.gateway.asked import Asked
 from modelyard.gateway.attempt import Attempt, Failure, Reader
 from modelyard.gateway.breaker import CLOSED, Event
 from modelyard.gateway.debug_window import overheard
@@ -20,9 +19,11 @@ from modelyard.gateway.estimate import prompt_tokens
 from modelyard.gateway.heads import json_response, stream_head
 from modelyard.gateway.hedge import Hedge, may_be_hedged
 from modelyard.gateway.lanes import LAST_CHUNK, Usage, chunk
-from modelyard.gateway.refusals import Refusal, error_event, unavailable
+from modelyard.gateway.refusals import POISON_REQUEST, Refusal, error_event, unavailable
 from modelyard.gateway.request import Request
 from modelyard.gateway.seats import Seats
+from modelyard.gateway.suspected import Suspected
+from modelyard.gateway.turns import Work
 from modelyard.gateway.worker import Worker
 from modelyard.records.decision import Admitted, Decision
 from modelyard.records.journal import Attempt as Tried
@@ -49,7 +50,7 @@ class Client(Reader, Protocol):
         ...
 
 
-class Exchange(Asked):
+class Exchange(Suspected):
     """One request to one deployment. `attempt` is its sending to a replica, from `seated` until `_end`; beside it
     `hedge` may have another one under way until one of them answers."""
 
@@ -83,9 +84,22 @@ class Exchange(Asked):
             finally:
                 self._overhear()
             admission.requests += 1
+            if admission.suspects:
+                self.suspect(admission)
             self._enter(admission)
         except Refusal as refusal:
             self._refuse(refusal)
+
+    def begin_by_steps(self) -> Work:
+        """As `begin`, with rests while the body is read: for large ones."""
+        try:
+            for _ in self.read_body():
+                yield
+                if self.ended:
+                    return
+        except Refusal as refusal:
+            self._refuse(refusal)
+        self.begin()
 
     def _overhear(self) -> None:
         """While a debug window is open, what this client is told is written down: refusals too."""
@@ -117,11 +131,13 @@ class Exchange(Asked):
     def _prepare_hedge(self, attempt: Attempt) -> None:
         admission = self.admission
         assert admission is not None
-        if may_be_hedged(len(self.request.body), admission):
+        if not self.asking.suspect and may_be_hedged(len(self.request.body), admission):
             self.hedge = Hedge(self, attempt, admission, self.worker)
 
     def not_seated(self, refusal: Refusal) -> None:
         self.ticket = None
+        # Where the door is another worker's, its decision comes with its word.
+        self.admitted = refusal.admitted or self.admitted
         self._refuse(refusal)
 
     # The attempt's side.
@@ -130,6 +146,8 @@ class Exchange(Asked):
         if attempt.seats.breaker.state == "half_open":
             self._learn(attempt.seats, "answered")
         self._choose(attempt)
+        if self.asking.suspect and self.admission is not None:
+            self.passed(self.admission, attempt, resumed=bool(self.first_byte_at))
         if self.first_byte_at:
             return b""
         self.first_byte_at = now()
@@ -150,9 +168,9 @@ class Exchange(Asked):
         self.bytes_out = len(out)
         self._end("complete", 200, usage, out, error=verdict)
 
-    def attempt_refused(self, attempt: Attempt, refusal: Refusal) -> None:
+    def attempt_refused(self, attempt: Attempt, refusal: Refusal, usage: Usage | None) -> None:
         self._choose(attempt)
-        self._refuse(renamed(refusal, self.names))
+        self._refuse(renamed(refusal, self.names), usage=usage)
 
     def _choose(self, attempt: Attempt) -> None:
         """Of two that may be under way, this one answers."""
@@ -167,6 +185,8 @@ class Exchange(Asked):
             return
         if failure.kind == "unconnected":
             attempt.seats.refusing = True
+        if self.admission is not None:
+            self.lost(self.admission, attempt, failure)
         self._learn(attempt.seats, failure.event)
         if self._has_another(attempt, failure):
             return
@@ -209,9 +229,10 @@ class Exchange(Asked):
         assert admission is not None
         self.note(attempt, _TRIED[failure.kind], failure.cause)
         self.attempt = None
-        self.asking = msgspec.structs.replace(self.asking, excluded=self._failed_by(attempt))
-        self.failed = (*self.failed, attempt.seats)
         admission.leave(attempt.seats, _FAILED, self.asking)
+        self.asking = msgspec.structs.replace(self.asking, excluded=self._failed_by(attempt))
+        self.suspect(admission)
+        self.failed = (*self.failed, attempt.seats)
         try:
             self._enter(admission)
         except Refusal as refusal:
@@ -224,6 +245,7 @@ class Exchange(Asked):
         body = self.resumable.go_on()
         if body is None:
             return False
+        self.remember_body()
         self.body = body
         self.resumed += 1
         self.events_before += attempt.events() if attempt.relaying else 0
@@ -249,8 +271,11 @@ class Exchange(Asked):
 
     def _notes(self) -> bytes:
         """Header lines beside those that every response has."""
+        notes = self.warning
+        if self.reservation is not None:
+            notes += self.reservation.lines
         panic = self.decision is not None and self.decision.panic
-        return self.warning + _DEGRADED if panic else self.warning
+        return notes + _DEGRADED if panic else notes
 
     def _cut_short(self, outcome: Outcome, message: str, *, error: str) -> None:
         """End a stream that has begun: the client is told by an event, and by the end of the connection."""
@@ -344,7 +369,7 @@ class Exchange(Asked):
         fresh = usage.prompt_tokens - usage.cached_tokens
         return Result("answered", first_delta_s, usage.prompt_tokens + (usage.completion_tokens or 0), held_s, fresh)
 
-    def _refuse(self, refusal: Refusal, outcome: Outcome = "refused") -> None:
+    def _refuse(self, refusal: Refusal, outcome: Outcome = "refused", usage: Usage | None = None) -> None:
         if self.ended:
             return
         if self.first_byte_at:
@@ -353,11 +378,14 @@ class Exchange(Asked):
             return
         if refusal.status == 503 and outcome == "refused":
             outcome = "unavailable"
+        if refusal.code == POISON_REQUEST and self.tried:
+            # It was sent: that it got no answer is the engine's fault.
+            outcome = "upstream_failed"
         request = self.request
         out = refusal.response(request.id, keep_alive=request.keep_alive, shape=request.route.shape)
         request.keep_alive = request.keep_alive and not refusal.close
         self.bytes_out = len(out)
-        self._end(outcome, refusal.status, None, out, error=refusal.code)
+        self._end(outcome, refusal.status, usage, out, error=refusal.code)
 
     def _end(
         self, outcome: Outcome, status: int, usage: Usage | None, last: bytes, *, events: int = 0, error: str = ""
@@ -424,5 +452,7 @@ class Exchange(Asked):
         if attempt is not None and admission is not None:
             if attempt.seats.breaker is not CLOSED and outcome not in ("upstream_failed", "truncated", "unavailable"):
                 self._learn(attempt.seats, "answered" if outcome in ("complete", "refused") else "withdrawn")
+            if admission.suspects and outcome in ("complete", "refused"):
+                self.cleared(admission, attempt)
             admission.leave(attempt.seats, self._result(outcome, usage, attempt.began), self.asking)
         self.client.exchange_ended(self)

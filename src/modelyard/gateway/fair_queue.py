@@ -289,5 +289,8 @@ class FairQueue(Generic[T]):
 
 
 def _name(asking: Asking) -> str:
-    """Of its flow. One that may not go to every replica waits beside its key's others, so as not to hold them up."""
+    """Of its flow. One that may not go to every replica, or not now, waits beside its key's others, so as not to hold
+    them up."""
+    if asking.suspect:
+        return f"{asking.key_id} isolated {asking.suspect.hex()}"
     return f"{asking.key_id} elsewhere" if asking.excluded else asking.key_id

@@ -6,7 +6,6 @@ refused by name. Inside messages nothing unknown passes."""
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from hashlib import sha256
 from typing import Annotated, Any, Literal, cast
@@ -14,10 +13,11 @@ from typing import Annotated, Any, Literal, cast
 import msgspec
 from msgspec import Meta, Struct
 
+from modelyard.gateway.explaining import explained
 from modelyard.gateway.limits import FIELDS
 from modelyard.gateway.refusals import Refusal, invalid
 from modelyard.gateway.schemas import schema_problem, tools_problem, value_problem
-from modelyard.gateway.strict_json import depth, parse_object
+from modelyard.gateway.strict_json import Body, depth, parse_object
 from modelyard.records.topology import Deployment
 
 _Name = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -163,9 +163,6 @@ _CALLS: dict[str, tuple[type[AnyCall], frozenset[str]]] = {
 }
 _NOTHING: frozenset[str] = frozenset()
 _WITH_USAGE = {"include_usage": True}
-# "Expected `int` >= 1 - at `$.max_tokens`", "Object missing required field `model`"
-_AT = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<field>\w*)(?P<rest>.*)`)?$", re.DOTALL)
-_MISSING = re.compile(r"missing required field `(\w+)`")
 
 
 class Parsed(Struct):
@@ -182,14 +179,14 @@ class Parsed(Struct):
     key_id: str = ""
 
 
-def parse(body: bytes, endpoint: str) -> Parsed:
+def parse(body: Body, endpoint: str) -> Parsed:
     """Everything that can be checked without knowing the deployment. Raises Refusal (400) naming the field."""
     fields, compact = parse_object(body, FIELDS)
     kind, known = _CALLS[endpoint]
     try:
         call = _convert(fields, kind)
     except msgspec.ValidationError as error:
-        raise _explained(error) from None
+        raise explained(error) from None
     if (problem := call.problem()) is not None:
         raise invalid(f"{problem[0]} {problem[1]}", problem[0])
     stripped = _NOTHING if known.issuperset(fields) else fields.keys() - known
@@ -199,14 +196,16 @@ def parse(body: bytes, endpoint: str) -> Parsed:
 def upstream_body(parsed: Parsed, deployment: Deployment) -> bytes:
     """The body for the deployment's engine. Raises Refusal naming the field that it cannot have."""
     fields, call, policy = parsed.fields, parsed.call, deployment.policy
-    for name in (*deployment.refused_fields, *policy.refused_fields):
-        if fields.get(name) is not None:
-            raise invalid(f"{name} is not supported by the engine behind {deployment.name!r}", name)
+    unsent = _NOTHING
+    if not deployment.unsent_fields.isdisjoint(fields):
+        unsent = {name for name in deployment.unsent_fields & fields.keys() if fields[name] is not None}
+        for name in (*deployment.refused_fields, *policy.refused_fields):
+            if name in unsent:
+                raise invalid(f"{name} is not supported by the engine behind {deployment.name!r}", name)
     if parsed.stripped:
         _settle_unknown(parsed, deployment)
-    dropped = [name for name in (*deployment.ignored_fields, *policy.stripped_fields) if fields.get(name) is not None]
-    if dropped:
-        parsed.stripped = parsed.stripped | set(dropped)
+    if unsent:
+        parsed.stripped = parsed.stripped | unsent
     changed = _bounds(parsed, deployment.context_tokens)
     if deployment.cache_salt and policy.salted:
         changed["cache_salt"] = salt_of(parsed.key_id)
@@ -284,19 +283,6 @@ def warning_of(parsed: Parsed) -> bytes:
 def usage_asked(call: AnyCall) -> bool:
     """Whether the client itself asked for usage in its stream."""
     return bool(call.stream and call.stream_options is not None and call.stream_options.include_usage)
-
-
-def _explained(error: msgspec.ValidationError) -> Refusal:
-    text = str(error)
-    match = _AT.match(text)
-    assert match is not None
-    what, field, rest = match["what"], match["field"] or "", match["rest"] or ""
-    missing = _MISSING.search(what)
-    if missing is not None and not field:
-        return invalid(f"{missing[1]} is missing", missing[1])
-    if field == "messages" and ".content" in rest:
-        what += "; nothing but text is read here, and no address is ever fetched"
-    return invalid(f"{field}{rest}: {what}"[:512], field or None)
 
 
 def _response_format(value: _Object) -> str:

@@ -1,8 +1,10 @@
 """When a first token is late, and how many streams may be asked for twice because of that: one for each deployment.
 
 A stream is late when it takes longer than 95 of 100 did lately (Dean and Barroso 2013, "The Tail at Scale", hedged
-requests). What is remembered are the times of those that may be hedged, whichever of two sendings was first. That does
-not shift the percentile: a hedge shortens only waits that are longer than it already. State without time or I/O."""
+requests), or than all but the share that may be hedged where that is less: a share of 2 % would be gone before the
+longest waits, which are worth it, if 5 % were let at it. What is remembered are the times of those that may be hedged,
+whichever of two sendings was first. That does not shift the percentile: a hedge shortens only waits that are longer
+than it already. State without time or I/O."""
 
 from __future__ import annotations
 
@@ -23,9 +25,8 @@ FLOOR_S = 0.05
 
 @dataclass(slots=True)
 class Hedging:
-    """`late_s` is how long a first token may take, None while too few were seen."""
+    """`budget` is what may be sent yet."""
 
-    late_s: float | None = None
     budget: Budget = field(default_factory=lambda: Budget(0.0))
     _recent: deque[float] = field(default_factory=deque[float])
     _sorted: list[float] = field(default_factory=list[float])
@@ -37,9 +38,15 @@ class Hedging:
             del in_order[bisect_left(in_order, recent.popleft())]
         recent.append(first_token_s)
         insort(in_order, first_token_s)
-        if len(in_order) >= VOLUME:
-            # The nearest rank: the least that at least 95 of 100 do not exceed.
-            self.late_s = max(FLOOR_S, in_order[ceil(PERCENTILE * len(in_order)) - 1])
+
+    def late_s(self, share: float) -> float | None:
+        """How long a first token may take where `share` of the requests may be hedged; None while too few were seen.
+        By the nearest rank: the least time that so many of those seen do not exceed."""
+        in_order = self._sorted
+        if len(in_order) < VOLUME:
+            return None
+        rank = ceil(max(PERCENTILE, 1.0 - share) * len(in_order))
+        return max(FLOOR_S, in_order[rank - 1])
 
     def take(self, requests: int, share: float) -> bool:
         """Whether one more hedge is within `share` of the `requests` that have come so far; counts it."""

@@ -7,8 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from modelyard.gateway.refusals import Refusal, unknown_model
+from modelyard.gateway.terms import Terms, terms_of
 from modelyard.records.base import UnreadableRecord, decode
-from modelyard.records.keys import KeyCreated, KeyEvent, KeyRecord, KeyRevoked
+from modelyard.records.keys import (
+    NO_BUDGET,
+    KeyChanged,
+    KeyCreated,
+    KeyEvent,
+    KeyRecord,
+    KeyRevoked,
+    KeyRotated,
+    changed,
+)
 from modelyard.records.secrets import matches, public_id, rotated
 
 ANONYMOUS = KeyRecord(id="", sha256="", name="anonymous", created_at=0.0)
@@ -17,12 +27,15 @@ _DEAD = KeyRecord(id="", sha256="0" * 64, name="", created_at=0.0, expires_at=0.
 
 @dataclass(slots=True)
 class Keyring:
-    """Keys by public id. Whoever holds a key may do what it and every key above it may."""
+    """Keys by public id. Whoever holds a key may do what it and every key above it may. `fresh_budgets` are the nodes
+    that were changed to have a budget and had none, until somebody has counted what they used before."""
 
     keys: dict[str, KeyRecord] = field(default_factory=dict[str, KeyRecord])
     revoked: set[str] = field(default_factory=set[str])
+    fresh_budgets: set[str] = field(default_factory=set[str])
     version: int = 0
     _reaches: dict[tuple[str, str, str], bool] = field(default_factory=dict[tuple[str, str, str], bool])
+    _terms: dict[str, Terms] = field(default_factory=dict[str, Terms])
 
     def apply(self, event: KeyEvent) -> None:
         self._changed()
@@ -31,7 +44,14 @@ class Keyring:
         elif isinstance(event, KeyRevoked):
             self.revoked.add(event.id)
         elif (known := self.keys.get(event.id)) is not None:
-            self.keys[event.id] = rotated(known, event)
+            self.keys[event.id] = self._changed_key(known, event)
+
+    def _changed_key(self, key: KeyRecord, event: KeyRotated | KeyChanged) -> KeyRecord:
+        if isinstance(event, KeyRotated):
+            return rotated(key, event)
+        if key.budgets == NO_BUDGET != event.budgets:
+            self.fresh_budgets.add(key.id)
+        return changed(key, event)
 
     def clear(self) -> None:
         self._changed()
@@ -41,6 +61,7 @@ class Keyring:
     def _changed(self) -> None:
         self.version += 1
         self._reaches.clear()
+        self._terms.clear()
 
     def authenticate(self, secret: str, now: float) -> KeyRecord:
         """The record of a live key. Raises Refusal (401) without saying which part was wrong."""
@@ -78,6 +99,13 @@ class Keyring:
                 and (one.scopes.endpoints is None or endpoint in one.scopes.endpoints)
                 for one in self.line(key)
             )
+        return known
+
+    def terms(self, key: KeyRecord) -> Terms:
+        """What the key's line comes to; remembered until a key changes."""
+        known = self._terms.get(key.id)
+        if known is None:
+            known = self._terms[key.id] = terms_of(self.line(key))
         return known
 
     def _live(self, key: KeyRecord, now: float) -> bool:

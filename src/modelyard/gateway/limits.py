@@ -37,6 +37,7 @@ class FieldLimits:
 
     json_depth: int = 64
     json_values: int = 150_000
+    json_keys: int = 50_000
     string_characters: int = 4 * 1024 * 1024
     messages: int = 4096
     choices: int = 8

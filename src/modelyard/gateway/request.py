@@ -8,13 +8,15 @@ from modelyard.gateway.keyring import ANONYMOUS, Keyring
 from modelyard.gateway.refusals import Refusal
 from modelyard.gateway.repeated_head import RepeatedHead
 from modelyard.gateway.routes import Route
+from modelyard.gateway.strict_json import ReadBody
 from modelyard.records.keys import KeyRecord
 
 _NO_ROUTE = Route("", "", "health", open_to_all=True)
 
 
 class Request:
-    """One request as received. `target` is the request target as sent; `admitted` once its key was accepted.
+    """One request as received. `target` is the request target as sent; `admitted` once its key was accepted; `read` is
+    what its body holds, where that was found out beforehand.
 
     What most requests leave untouched are class attributes: an instance holds only what is its own."""
 
@@ -23,6 +25,7 @@ class Request:
     host = b""
     secret = ""
     body = b""
+    read: ReadBody | None = None
     traceparent = tracestate = b""
     hosts = 0
     head_bytes = 0

@@ -37,6 +37,7 @@ ROUTES = (
     Route("GET", "/health", "health", open_to_all=True),
     Route("GET", "/ready", "ready", open_to_all=True),
 )
+INFERENCE = frozenset(route.endpoint for route in ROUTES if route.kind == "inference")
 _EXACT = {(route.method.encode(), route.endpoint.encode()): route for route in ROUTES if route.kind != "model"}
 _METHODS = {path: method.decode() for method, path in _EXACT}
 _MODEL = next(route for route in ROUTES if route.kind == "model")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,8 @@ class Service:
             due = time.monotonic() + SWEEP_INTERVAL_S
             await asyncio.sleep(SWEEP_INTERVAL_S)
             self.sweep(time.monotonic() - due)
+            # Those that could not be settled are asked again.
+            self.worker.doubts.raised.set()
 
     # The end.
 
@@ -157,10 +159,14 @@ class Service:
 
 
 class Follower:
-    """Keeps a service in step with the two files that control writes."""
+    """Keeps a service in step with the two files that control writes. `on_keys` is called when keys have changed,
+    before a request is let in by them."""
 
-    def __init__(self, service: Service, topology: Path, keys: Path) -> None:
+    def __init__(
+        self, service: Service, topology: Path, keys: Path, on_keys: Callable[[], None] = lambda: None
+    ) -> None:
         self._service = service
+        self._on_keys = on_keys
         self._topology = topology
         self._log = KeyLog(keys)
         self._seen: tuple[int, int, int] = (0, 0, 0)
@@ -170,7 +176,8 @@ class Follower:
     def follow(self) -> None:
         """Take in what has changed. What cannot be read leaves everything as it was, and is tried again."""
         try:
-            self._log.follow(self._service.worker.keyring)
+            if self._log.follow(self._service.worker.keyring):
+                self._on_keys()
             self._follow_topology()
         except (OSError, UnreadableRecord, UsageError) as error:
             self._complain(str(error))

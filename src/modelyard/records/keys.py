@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from modelyard.records.base import Record
 
 
@@ -13,11 +15,13 @@ class Scopes(Record):
 
 
 class Limits(Record):
-    """Upper bounds; None means the parent's bound, or none."""
+    """Upper bounds; None means the parent's bound, or none. `max_tokens` is the longest answer that one request may
+    ask for."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrent_requests: int | None = None
+    max_tokens: int | None = None
 
 
 class Budgets(Record):
@@ -38,7 +42,8 @@ NO_BUDGET = Budgets()
 class KeyRecord(Record):
     """`id` is the public part of the key and finds it in one look-up; `sha256` is over the whole key, in hex. After a
     rotation the secret before it, `former_sha256`, opens the same until `former_until` (Unix seconds).
-    Where requests wait, those of a higher `priority` go first; among equals a key has a share by its `weight`.
+    Where requests wait, those of a higher `priority` go first (None: the parent's, or 0); among equals each line has a
+    share, by the `weight` of the node at its top.
 
     A record without a hash is a team: no secret opens it, keys and teams hang below it."""
 
@@ -53,7 +58,7 @@ class KeyRecord(Record):
     budgets: Budgets = NO_BUDGET
     former_sha256: str = ""
     former_until: float = 0.0
-    priority: int = 0
+    priority: int | None = None
     weight: float = 1.0
 
     @property
@@ -86,6 +91,20 @@ class KeyRotated(Record, tag_field="schema", tag="key-rotated/v1"):
     former_until: float
 
 
+class KeyChanged(Record, tag_field="schema", tag="key-changed/v1"):
+    """A line of the key log: from `at` (Unix seconds) the key or team `id` has these bounds, all of them, in place of
+    those that it had."""
+
+    id: str
+    at: float
+    expires_at: float | None = None
+    scopes: Scopes = EVERYTHING
+    limits: Limits = UNLIMITED
+    budgets: Budgets = NO_BUDGET
+    priority: int | None = None
+    weight: float = 1.0
+
+
 class KeyRevoked(Record, tag_field="schema", tag="key-revoked/v1"):
     """A line of the key log: `id` and every key below it end at `at` (Unix seconds)."""
 
@@ -93,4 +112,17 @@ class KeyRevoked(Record, tag_field="schema", tag="key-revoked/v1"):
     at: float
 
 
-KeyEvent = KeyCreated | KeyRotated | KeyRevoked
+KeyEvent = KeyCreated | KeyRotated | KeyChanged | KeyRevoked
+
+
+def changed(record: KeyRecord, event: KeyChanged) -> KeyRecord:
+    """The record with its new bounds."""
+    return msgspec.structs.replace(
+        record,
+        expires_at=event.expires_at,
+        scopes=event.scopes,
+        limits=event.limits,
+        budgets=event.budgets,
+        priority=event.priority,
+        weight=event.weight,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Literal
 
 from modelyard.records.base import Record
@@ -26,6 +27,8 @@ class Failover(Record):
     A replica is taken out for `eject_s`, twice as long each time up to `eject_most_s`, after `eject_after` lost
     connections in a row, or when `eject_share` of at least `eject_volume` requests within ten seconds failed.
 
+    A request that has ended an engine `poison_deaths` times is refused; with 0 none is.
+
     Up to `hedge_share` of the requests are sent to a second replica while the first one works on them: streams whose
     first token is late, with prompts of `hedge_prompt_tokens` at most."""
 
@@ -39,6 +42,7 @@ class Failover(Record):
     eject_volume: int = 20
     eject_s: float = 1.0
     eject_most_s: float = 30.0
+    poison_deaths: int = 2
     hedge_share: float = 0.0
     hedge_prompt_tokens: int = 512
 
@@ -65,7 +69,9 @@ class Policy(Record):
     `stripped_fields` are left out of what the engine is asked, and named in a header; `refused_fields` are refused.
     `salted`: prompts of different keys share no cached prefix, where the engine knows salts. In an overload that lasts,
     nobody is let in who would wait longer than `overload_wait_s`. `reserved_seats` is the part of the seats that, at
-    most, stays free for keys below their share while several are active."""
+    most, stays free for keys below their share while several are active. `adaptive_seats`: a replica is given fewer
+    requests at once while its first tokens take more than `first_token_tolerance` times what is expected for their
+    prompts."""
 
     retry_after_s: int = 2
     max_queued: int = 64
@@ -82,9 +88,11 @@ class Policy(Record):
     overload_wait_s: float = 2.0
     reserved_seats: float = 0.25
     prices: Prices | None = None
+    adaptive_seats: bool = True
+    first_token_tolerance: float = 4.0
 
 
-class Deployment(Record):
+class Deployment(Record, dict=True):  # for what is derived once
     """What is served under one public name. `engine_model` is the name that the engine itself answers to.
     While `open` is false nothing is routed and `reason` says why. `refused_fields` are request fields that the engine
     cannot honour: a request that sets one is told so; `ignored_fields` are those that it would take and do nothing
@@ -109,6 +117,12 @@ class Deployment(Record):
     cache_salt: bool = False
     debug_until: float = 0.0
     policy: Policy = Policy()
+
+    @cached_property
+    def unsent_fields(self) -> frozenset[str]:
+        """All request fields that the engine is never sent."""
+        policy = self.policy
+        return frozenset((*self.refused_fields, *policy.refused_fields, *self.ignored_fields, *policy.stripped_fields))
 
 
 class Topology(Record, tag_field="schema", tag="topology/v1"):

@@ -22,6 +22,22 @@ class Told:
     is_cut: bool = False
 
 
+class _Seen:
+    """Which request ids have been recorded, a byte for each: workers number their requests from the first one on."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, bytearray] = {}
+
+    def add(self, request_id: str) -> bool:
+        """Whether it is new. Ids are `req_`, eight characters of the worker, and the number in hexadecimal."""
+        number = int(request_id[12:], 16)
+        seen = self._numbers.setdefault(request_id[4:12], bytearray())
+        if number >= len(seen):
+            seen.extend(bytes(number + 1 - len(seen)))
+        is_new, seen[number] = not seen[number], 1
+        return is_new
+
+
 class Ledger:
     """Each side as it comes, in any order; what has met is forgotten, so that a million of them fit into memory."""
 
@@ -29,7 +45,7 @@ class Ledger:
         self._tally = tally
         self._told: dict[str, Told] = {}
         self._recorded: dict[str, RequestRecord] = {}
-        self._met: set[tuple[str, int]] = set()
+        self._seen = _Seen()
 
     def told(self, request_id: str, told: Told) -> None:
         if request_id in self._told:
@@ -38,10 +54,9 @@ class Ledger:
         self._meet(request_id)
 
     def recorded(self, record: RequestRecord) -> None:
-        if (place := _place(record.request_id)) in self._met or record.request_id in self._recorded:
+        if not self._seen.add(record.request_id):
             self._tally.wrong(f"{record.request_id} stands in the journal twice")
             return
-        self._met.add(place)
         self._recorded[record.request_id] = record
         self._meet(record.request_id)
 
@@ -65,8 +80,3 @@ class Ledger:
         for request_id in surplus:
             self._tally.saw("recorded, its end not received")
             self._tally.expect(request_id in marked, f"{request_id} was not acknowledged, and its record is not marked")
-
-
-def _place(request_id: str) -> tuple[str, int]:
-    """Two short values that are kept for each of a million: the worker, shared, and a number."""
-    return request_id[4:12], int(request_id[12:], 16)

@@ -17,6 +17,8 @@ def policy_of(deployment: Deployment) -> Policy:
         max_queued_bytes=int(deployment.limits.queued_bytes or Policy().max_queued_bytes),
         overload_wait_s=deployment.limits.overload_wait_s,
         reserved_seats=deployment.limits.reserved_seats,
+        adaptive_seats=deployment.limits.adaptive_seats,
+        first_token_tolerance=deployment.limits.first_token_tolerance,
         first_byte_timeout_s=deployment.timeouts.first_byte_s,
         stall_timeout_s=deployment.timeouts.stall_s,
         unknown_fields=deployment.unknown_fields,

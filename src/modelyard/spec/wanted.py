@@ -55,6 +55,22 @@ class Limits(Record, forbid_unknown_fields=True):
             " active.",
         ),
     ] = 0.25
+    adaptive_seats: Annotated[
+        bool,
+        Meta(
+            description="Whether a replica is given fewer requests at once than `max_in_flight` while its first tokens "
+            "come late: the others wait in the gateway, where keys, priorities and deadlines count."
+        ),
+    ] = True
+    first_token_tolerance: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=1000,
+            description="How many times what is expected of a prompt of its size its first token may take before that "
+            "is late.",
+        ),
+    ] = 4.0
     kv_cache: Annotated[
         ByteSize | None,
         Meta(description="Memory of one replica for the keys and values of its requests, such as 1GiB."),
@@ -117,6 +133,13 @@ class Failover(Record, forbid_unknown_fields=True):
         Seconds, Meta(description="For how long; then one request may try it. Twice as long each further time ...")
     ] = 1.0
     eject_most_s: Annotated[Seconds, Meta(description="... up to this.")] = 30.0
+    poison_deaths: Annotated[
+        Literal[0, 2, 3, 4],
+        Meta(
+            description="A request that has ended the engine so often, the last time as the only one that may have "
+            "done it, is refused with 422 for an hour; 0: never."
+        ),
+    ] = 2
     hedge_share: Annotated[
         float,
         Meta(

@@ -1,8 +1,9 @@
-// What the official JavaScript clients make of a gateway: node scenarios.mjs PORT KEY; one JSON object on stdout.
+// What the official JavaScript clients make of a gateway: node scenarios.mjs PORT KEY ONE_AT_ONCE NEVER_ENOUGH, the last
+// two keys with bounds; one JSON object on stdout.
 import Anthropic from "@anthropic-ai/sdk";
 import OpenAI from "openai";
 
-const [port, key] = process.argv.slice(2);
+const [port, key, oneAtOnce, neverEnough] = process.argv.slice(2);
 const origin = `http://127.0.0.1:${port}`;
 const openai = (options = {}) => new OpenAI({ baseURL: `${origin}/v1`, apiKey: key, maxRetries: 0, ...options });
 const anthropic = (options = {}) => new Anthropic({ baseURL: origin, apiKey: key, maxRetries: 0, ...options });
@@ -32,6 +33,15 @@ const leave = async (stream) => {
   return "left";
 };
 
+const askedWhileBusy = async () => {
+  const client = openai({ apiKey: oneAtOnce, maxRetries: 3 });
+  const stream = await client.chat.completions.create({ model: "busy", messages, stream: true });
+  await stream[Symbol.asyncIterator]().next();
+  const answer = client.chat.completions.create({ model, messages });
+  setTimeout(() => stream.controller.abort(), 200);
+  return (await answer).choices[0].message.content;
+};
+
 const scenarios = {
   chat: async () => (await openai().chat.completions.create({ model, messages })).choices[0].message.content,
   streamedChat,
@@ -50,6 +60,11 @@ const scenarios = {
   noModel: () => failure(openai().chat.completions.create({ model: "nobody", messages })),
   badRequest: () => failure(openai().chat.completions.create({ model, messages, temperature: 9 })),
   closed: () => failure(openai({ maxRetries: 1 }).chat.completions.create({ model: "closed", messages })),
+  askedWhileBusy,
+  neverEnough: () =>
+    failure(openai({ apiKey: neverEnough, maxRetries: 3 }).chat.completions.create({ model, messages })),
+  neverEnoughOfAnthropic: () =>
+    failure(anthropic({ apiKey: neverEnough, maxRetries: 3 }).messages.create({ model, messages, max_tokens: 50 })),
   late: () => failure(openai({ timeout: 200 }).chat.completions.create({ model: "slow", messages })),
   left: async () => leave(await openai().chat.completions.create({ model: "slow-words", messages, stream: true })),
   broken: () => failure(openai().responses.stream({ model: "broken", input: "count" }).finalResponse()),

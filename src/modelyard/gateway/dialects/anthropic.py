@@ -19,12 +19,13 @@ from modelyard.gateway.dialects.anthropic_request import (
 )
 from modelyard.gateway.dialects.bounds import native_body, read_call
 from modelyard.gateway.dialects.chat import decode
-from modelyard.gateway.dialects.dialect import CHAT, COUNT_TOKENS, MESSAGES, TOKENIZE, Lane, Spoken, as_chat
+from modelyard.gateway.dialects.dialect import CHAT, COUNT_TOKENS, MESSAGES, TOKENIZE, Lane, NoWords, Spoken, as_chat
 from modelyard.gateway.dialects.native import MESSAGE_ENDS, NativeSpeaker
 from modelyard.gateway.dialects.rewrite import RewriteLane
 from modelyard.gateway.dialects.tokens import parsed_tokenize
 from modelyard.gateway.lanes import BrokenStream, Usage
 from modelyard.gateway.refusals import Refusal
+from modelyard.gateway.strict_json import Body
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,8 @@ class MessagesSpeaker:
         try:
             return message(answer, self.message_id, self.model), answer.usage, ""
         except Untellable as error:
-            raise Refusal(502, f"{error}; ask again", code="tool_arguments_invalid") from None
+            refusal = Refusal(502, f"{error}; ask again", code="tool_arguments_invalid")
+            raise NoWords(refusal, answer.usage) from None
 
 
 class _Counted(msgspec.Struct):
@@ -63,7 +65,7 @@ class CountSpeaker:
         return msgspec.json.encode({"input_tokens": counted.count}), None, ""
 
 
-def read_messages(body: bytes, request_id: str) -> Spoken:
+def read_messages(body: Body, request_id: str) -> Spoken:
     """Raises Refusal (400)."""
     call, unknown = read_call(body, MessagesCall)
     return Spoken(
@@ -78,7 +80,7 @@ def read_messages(body: bytes, request_id: str) -> Spoken:
     )
 
 
-def read_count(body: bytes, request_id: str) -> Spoken:
+def read_count(body: Body, request_id: str) -> Spoken:
     """Raises Refusal (400)."""
     call, unknown = read_call(body, CountCall)
     fields = {"model": call.model, "messages": chat_messages(call), "tools": chat_tools(call.tools)}

@@ -46,6 +46,15 @@ class Lane(Protocol):
         ...
 
 
+class NoWords(Exception):
+    """The engine has answered, and the dialect has no words for it: what the client is told instead, and what the
+    answer cost all the same."""
+
+    def __init__(self, refusal: Refusal, usage: Usage | None) -> None:
+        super().__init__(refusal.message)
+        self.refusal, self.usage = refusal, usage
+
+
 class Speaker(Protocol):
     """Gives one answer of an engine in the client's dialect."""
 
@@ -53,7 +62,7 @@ class Speaker(Protocol):
 
     def whole(self, body: bytes) -> tuple[bytes, Usage | None, str]:
         """The client's body, the usage, and what a check of the answer found wrong ("" if nothing). Raises
-        BrokenStream where the engine's answer is none, Refusal where the dialect has no words for it."""
+        BrokenStream where the engine's answer is none, NoWords where the dialect has none for it."""
         ...
 
 
@@ -86,7 +95,8 @@ class Spoken:
 def as_chat(fields: dict[str, Any], names: dict[str, str]) -> Parsed:
     """`fields` as a chat request, with every check that one goes through. Raises Refusal in the dialect's names."""
     try:
-        return parse(msgspec.json.encode({name: value for name, value in fields.items() if value is not None}), CHAT)
+        built = msgspec.to_builtins({name: value for name, value in fields.items() if value is not None})
+        return parse((built, msgspec.json.encode(built)), CHAT)
     except Refusal as refusal:
         raise renamed(refusal, names) from None
 

@@ -18,8 +18,9 @@ from modelyard.gateway.dialects.dialect import (
 from modelyard.gateway.dialects.responses import read_responses
 from modelyard.gateway.dialects.tokens import read_detokenize, read_tokenize
 from modelyard.gateway.dialects.vectors import read_embeddings, read_rerank
+from modelyard.gateway.strict_json import Body
 
-Reader = Callable[[bytes, str], Spoken]
+Reader = Callable[[Body, str], Spoken]
 
 READERS: dict[str, Reader] = {
     MESSAGES: read_messages,

@@ -16,6 +16,7 @@ from modelyard.gateway.dialects.responses_answer import Frame, ResponseStream, w
 from modelyard.gateway.dialects.responses_request import NAMES, ResponsesCall, chat_fields, ignored
 from modelyard.gateway.dialects.rewrite import RewriteLane
 from modelyard.gateway.lanes import Usage
+from modelyard.gateway.strict_json import Body
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class ResponsesSpeaker:
         return whole(answer, self.frame), answer.usage, ""
 
 
-def read_responses(body: bytes, request_id: str) -> Spoken:
+def read_responses(body: Body, request_id: str) -> Spoken:
     """Raises Refusal (400)."""
     call, unknown = read_call(body, ResponsesCall)
     call.check()

@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from modelyard.gateway.dialects.bounds import Name, Object, Text, TokenId, explained, read_call
+from modelyard.gateway.dialects.bounds import Name, Object, Text, TokenId, read_call
 from modelyard.gateway.dialects.dialect import DETOKENIZE, TOKENIZE, Spoken
 from modelyard.gateway.dialects.plain import PlainCall, plain
+from modelyard.gateway.explaining import explained
 from modelyard.gateway.fields import Parsed
 from modelyard.gateway.limits import FIELDS
 from modelyard.gateway.refusals import invalid
-from modelyard.gateway.strict_json import depth
+from modelyard.gateway.strict_json import Body, depth
 
 
 class Part(msgspec.Struct, tag_field="type", tag="text"):
@@ -45,14 +46,14 @@ class DetokenizeCall(PlainCall, kw_only=True, omit_defaults=True):
     tokens: Annotated[list[TokenId], Meta(max_length=FIELDS.max_tokens)]
 
 
-def read_tokenize(body: bytes, request_id: str) -> Spoken:
+def read_tokenize(body: Body, request_id: str) -> Spoken:
     """Raises Refusal (400)."""
     call, unknown = read_call(body, TokenizeCall)
     _check(call)
     return plain(TOKENIZE, call, unknown)
 
 
-def read_detokenize(body: bytes, request_id: str) -> Spoken:
+def read_detokenize(body: Body, request_id: str) -> Spoken:
     """Raises Refusal (400)."""
     return plain(DETOKENIZE, *read_call(body, DetokenizeCall))
 

@@ -11,6 +11,7 @@ from modelyard.gateway.dialects.dialect import EMBEDDINGS, RERANK, Spoken
 from modelyard.gateway.dialects.plain import PlainCall, plain
 from modelyard.gateway.limits import FIELDS
 from modelyard.gateway.refusals import invalid
+from modelyard.gateway.strict_json import Body
 
 _Ids = Annotated[list[TokenId], Meta(min_length=1, max_length=FIELDS.max_tokens)]
 _Inputs = Meta(min_length=1, max_length=FIELDS.inputs)
@@ -34,7 +35,7 @@ class RerankCall(PlainCall, kw_only=True, omit_defaults=True):
     return_documents: bool | None = None
 
 
-def read_embeddings(body: bytes, request_id: str) -> Spoken:
+def read_embeddings(body: Body, request_id: str) -> Spoken:
     """Raises Refusal (400)."""
     call, unknown = read_call(body, EmbeddingsCall)
     if isinstance(call.input, list):
@@ -46,6 +47,6 @@ def read_embeddings(body: bytes, request_id: str) -> Spoken:
     return plain(EMBEDDINGS, call, unknown)
 
 
-def read_rerank(body: bytes, request_id: str) -> Spoken:
+def read_rerank(body: Body, request_id: str) -> Spoken:
     """Raises Refusal (400)."""
     return plain(RERANK, *read_call(body, RerankCall))

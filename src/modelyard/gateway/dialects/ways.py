@@ -48,6 +48,8 @@ def spoken(asked: Spoken, deployment: Deployment) -> Sending:
         changes = {"model": deployment.engine_model}
         if asked.over == CHAT and deployment.cache_salt and deployment.policy.salted:
             changes["cache_salt"] = salt_of(parsed.key_id)
+        if (most := parsed.fields.get("max_completion_tokens")) is not None:
+            changes[asked.names["max_completion_tokens"]] = most
         return Sending(asked.endpoint, asked.native(changes), asked.native_speaker, _NO_NAMES)
     speaker, expected = asked.speaker, expectation(parsed.call)
     if speaker is not None and expected is not None:

@@ -118,5 +118,5 @@ ROW = Row(
     short=len(BOMBS),
     run=run,
     sources=("gateway",),
-    takes_s=60,
+    takes_s=10,
 )

@@ -172,5 +172,5 @@ ROW = Row(
     short=48,
     run=run,
     sources=("gateway", "testing/fake_engine.py"),
-    takes_s=40,
+    takes_s=15,
 )

@@ -128,5 +128,5 @@ ROW = Row(
     short=3,
     run=run,
     sources=("gateway", "testing/fake_engine.py"),
-    takes_s=90,
+    takes_s=40,
 )

@@ -80,5 +80,5 @@ ROW = Row(
     short=len(CASES) + 250,
     run=run,
     sources=("gateway",),
-    takes_s=30,
+    takes_s=3,
 )

@@ -179,5 +179,5 @@ ROW = Row(
     short=120,
     run=run,
     sources=("gateway", "testing/fake_engine.py"),
-    takes_s=30,
+    takes_s=15,
 )

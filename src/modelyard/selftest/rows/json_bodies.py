@@ -84,5 +84,5 @@ ROW = Row(
     short=len(TEXTS),
     run=run,
     sources=("gateway",),
-    takes_s=10,
+    takes_s=3,
 )

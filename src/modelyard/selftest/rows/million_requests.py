@@ -219,6 +219,6 @@ ROW = Row(
     short=4_000,
     run=run,
     sources=("gateway",),
-    takes_s=1200,
-    limit_s=7200.0,
+    takes_s=330,
+    limit_s=5400,
 )

@@ -149,5 +149,5 @@ ROW = Row(
     short=4,
     run=run,
     sources=("gateway", "testing/fake_engine.py"),
-    takes_s=30,
+    takes_s=12,
 )

@@ -106,5 +106,5 @@ ROW = Row(
     short=len(list(cases())),
     run=run,
     sources=("gateway",),
-    takes_s=10,
+    takes_s=3,
 )

@@ -121,5 +121,5 @@ ROW = Row(
     short=900,
     run=run,
     sources=("gateway", "testing/fake_engine.py"),
-    takes_s=30,
+    takes_s=10,
 )

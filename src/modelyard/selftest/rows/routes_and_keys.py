@@ -163,5 +163,5 @@ ROW = Row(
     short=600,
     run=run,
     sources=("gateway",),
-    takes_s=20,
+    takes_s=5,
 )

@@ -196,5 +196,5 @@ ROW = Row(
     short=14,
     run=run,
     sources=("gateway", "testing/fake_engine.py"),
-    takes_s=10,
+    takes_s=5,
 )

@@ -129,5 +129,5 @@ ROW = Row(
     short=30,
     run=run,
     sources=("gateway",),
-    takes_s=30,
+    takes_s=20,
 )

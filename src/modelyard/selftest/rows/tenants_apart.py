@@ -165,5 +165,5 @@ ROW = Row(
     short=10,
     run=run,
     sources=("gateway", "testing/fake_engine.py"),
-    takes_s=60,
+    takes_s=45,
 )

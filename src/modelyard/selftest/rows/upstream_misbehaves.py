@@ -187,5 +187,5 @@ ROW = Row(
     short=48,
     run=run,
     sources=("gateway", "testing/fake_engine.py", "testing/fault_program.py"),
-    takes_s=60,
+    takes_s=45,
 )
