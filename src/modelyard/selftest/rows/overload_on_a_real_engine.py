@@ -59,7 +59,8 @@ async def fairness(bench: Bench, site: Site) -> Outcome:
 
 _FAIRNESS = (
     "Of another tenant's requests within its share at least 99.5 % are answered; their wait for a seat (p99) is at "
-    "most half of the time to the first token alone. How much later that comes from an engine with more to compute is told."
+    "most half of the time to the first token alone. How much later that comes from an engine with more to compute is "
+    "told."
 )
 ROWS = tuple(
     Row(
