@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from modelyard.gateway.dialects.sse import EventSplitter, event
 from modelyard.gateway.lanes import LAST_CHUNK, BrokenStream, CachedTokens, EngineErred, Usage, chunk
+from modelyard.gateway.line_ends import escaped
 
 MESSAGE_ENDS = frozenset({"message_stop"})
 RESPONSE_ENDS = frozenset({"response.completed", "response.incomplete"})
@@ -112,7 +113,7 @@ class NativeLane:
         counts = seen.usage or (seen.response.usage if seen.response is not None else None)
         if counts is not None:
             self.usage = counts.usage()
-        told = b"event: %b\ndata: %b\n\n" % (seen.type.encode(), data)
+        told = b"event: %b\ndata: %b\n\n" % (seen.type.encode(), escaped(data))
         if seen.type in self._ends:
             self._closing = told
             return b""
