@@ -22,8 +22,8 @@ async def _gateway(bench: Bench, group: str) -> Outcome:
 
 
 async def _judged(group: str, tally: Tally) -> int:
-    """One group of benchmarks.gateway: its budgets are the bounds; the records that were counted. Raises CannotRun where
-    nginx, which some of the budgets are ratios to, is not there."""
+    """One group of benchmarks.gateway: its budgets are the bounds. Returns how many records were counted. Raises
+    CannotRun where nginx, which some of the budgets are ratios to, is not there."""
     found = await benchmark("gateway", "--only", group, "--rounds", str(ROUNDS))
     if "wrong" in found:
         tally.wrong(found["wrong"])
