@@ -35,6 +35,7 @@ from benchmarks.gateway_rows import GROUPS, budgets
 from benchmarks.jobs import LoadProcess, WrongResult
 from benchmarks.subjects import CannotMeasure, Subject
 
+SCHEMA = "benchmark-gateway/v2"
 SETTLE_S = 2.0
 
 
@@ -108,7 +109,7 @@ def started(
 def report(contest: Contest, found: Sequence[Verdict], unjudged: dict[Budget, str], facts: dict[str, object]) -> str:
     """What the JSON file says: enough to repeat the run and to judge it again."""
     content = {
-        "schema": "benchmark-gateway/v2",
+        "schema": SCHEMA,
         "command": [sys.executable, *sys.argv],
         "at": time.time(),
         "machine": {
@@ -179,6 +180,8 @@ def main() -> int:
             return 2
         except WrongResult as error:
             print(f"wrong result: {error}", file=sys.stderr)
+            if chosen.json is not None:
+                chosen.json.write_text(json.dumps({"schema": SCHEMA, "wrong": str(error)}) + "\n")
             return 1
     print(gateway_table.medians(contest.bench.samples, groups, contest.names, contest.missing))
     found, unjudged = ([], {}) if chosen.without_gateway else contest.verdicts(groups)

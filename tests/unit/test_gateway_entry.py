@@ -265,9 +265,9 @@ def test_what_a_key_did_not_use_lately_is_lent() -> None:
     door = Door(seats=8, reserved_seats=0.5)
     for one in [door.come("b") for _ in range(4)]:
         door.go(one)
-    for _ in range(6):
+    for _ in range(8):
         door.go(door.come("b"))
-        door.pass_time(2 * DOOR.active_s / 5)
+        door.pass_time(DOOR.lately_s / 4)
     askers = [door.come("a") for _ in range(8)]
     assert [one.seats is not None for one in askers].count(True) == 6
 

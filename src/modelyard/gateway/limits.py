@@ -61,13 +61,15 @@ class DoorLimits:
     `passes`: a lower priority gets a seat after so many went to higher ones. `guaranteed_part`: of the places in the
     queue, what a priority has against the others. `standing_s`: a queue that was not empty for so long is no burst.
     `least_part`: so many, as a part of the seats, may wait even then. `active_s`: a key counts as active for so long
-    after its last request. `retry_after_most_s` bounds what clients are told."""
+    after its last request. `lately_s`: what a key held at once is remembered for so long, and up to twice that.
+    `retry_after_most_s` bounds what clients are told."""
 
     passes: int = 8
     guaranteed_part: float = 1 / 8
     standing_s: float = 5.0
     least_part: float = 0.5
     active_s: float = 10.0
+    lately_s: float = 30.0
     retry_after_most_s: int = 60
 
 

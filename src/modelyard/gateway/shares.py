@@ -90,7 +90,7 @@ class Shares:
             del self._holdings[key_id]
         # Summed anew: what was added and taken away one by one drifts.
         self.weights = sum(one.weight for one in self._holdings.values())
-        turns = now - self._turned_at >= DOOR.active_s
+        turns = now - self._turned_at >= DOOR.lately_s
         for holding in self._holdings.values():
             if turns:
                 holding.most_before, holding.most = holding.most, holding.seats

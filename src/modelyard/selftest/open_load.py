@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from modelyard.selftest.asking import CHAT, judge
 from modelyard.selftest.bench import MODEL
@@ -21,22 +22,38 @@ GIVEN_UP_AFTER_S = 60.0
 class Ended:
     """One request, `began_s` after the load did. `status` is 0 where none came; `first_s` is when its first piece of an
     answer came, after it was sent, `took_s` its end; `is_right`: the whole answer, or a refusal that says when to come
-    again."""
+    again. `request_id` is the gateway's, by which its journal tells more."""
 
     began_s: float
     status: int
     first_s: float
     took_s: float
     is_right: bool
+    request_id: str = ""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What all requests of a load ask for. `text` is the right answer, None where only the engine knows it."""
+
+    tokens: int
+    text: str | None = None
+    prompt: str = ""
+
+    def body(self, rng: random.Random) -> dict[str, Any]:
+        """One request, greedy; no two have the same prompt, so that no answer comes from a cache."""
+        return chat(
+            MODEL, stream=True, tokens=self.tokens, content=f"{self.prompt} {rng.random()}".strip(), temperature=0
+        )
 
 
 @dataclass(frozen=True)
 class Offer:
-    """`rate` requests a second by one key, each of so many tokens, with Poisson's gaps."""
+    """`rate` requests a second by one key, with Poisson's gaps."""
 
     key: str
     rate: float
-    tokens: int
+    question: Question
 
 
 async def offered(
@@ -46,17 +63,32 @@ async def offered(
     return list(await asyncio.gather(*(_offered(gateway, one, lasts_s, random.Random(rng.random())) for one in offers)))
 
 
+async def kept_busy(
+    gateway: GatewayProcess, question: Question, clients: int, lasts_s: float, rng: random.Random
+) -> list[Ended]:
+    """What became of the requests of so many clients that each ask again when they are answered: in a closed loop."""
+    began = time.monotonic()
+
+    async def ask_on() -> list[Ended]:
+        ended: list[Ended] = []
+        while (now := time.monotonic() - began) < lasts_s:
+            request = post(CHAT, gateway.key, question.body(rng))
+            ended.append(await _ask(gateway, request, question.text, now))
+        return ended
+
+    return [one for some in await asyncio.gather(*(ask_on() for _ in range(clients))) for one in some]
+
+
 async def _offered(gateway: GatewayProcess, offer: Offer, lasts_s: float, rng: random.Random) -> list[Ended]:
-    text = " ".join(f"w{index}" for index in range(offer.tokens))
     began, due_s, tasks = time.monotonic(), 0.0, list[asyncio.Task[Ended]]()
     while (due_s := due_s + rng.expovariate(offer.rate)) < lasts_s:
         await asyncio.sleep(max(0.0, began + due_s - time.monotonic()))
-        body = post(CHAT, offer.key, chat(MODEL, stream=True, tokens=offer.tokens, content=f"{rng.random()}"))
-        tasks.append(asyncio.create_task(_ask(gateway, body, text, time.monotonic() - began)))
+        request = post(CHAT, offer.key, offer.question.body(rng))
+        tasks.append(asyncio.create_task(_ask(gateway, request, offer.question.text, time.monotonic() - began)))
     return list(await asyncio.gather(*tasks))
 
 
-async def _ask(gateway: GatewayProcess, request: bytes, text: str, began_s: float) -> Ended:
+async def _ask(gateway: GatewayProcess, request: bytes, text: str | None, began_s: float) -> Ended:
     began = time.monotonic()
     try:
         connection = await gateway.connect()
@@ -73,7 +105,7 @@ async def _ask(gateway: GatewayProcess, request: bytes, text: str, began_s: floa
         is_right = judge(200, response.headers, response.body, True, text)[0] == "whole"
     else:
         is_right = response.status in (429, 503) and response.headers.get("retry-after", "").isdigit()
-    return Ended(began_s, response.status, first_s, took_s, is_right)
+    return Ended(began_s, response.status, first_s, took_s, is_right, response.headers.get("x-request-id", ""))
 
 
 def note(ended: Sequence[Ended], where: str, tally: Tally) -> None:
