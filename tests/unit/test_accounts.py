@@ -45,7 +45,7 @@ class Books:
         return self.accounts.line(self.keyring.keys[name])
 
     def reserve(self, name: str, tokens: int = 1, cost: int = 0, now: float = 0.0, at: float = NOON) -> Reservation:
-        return self.accounts.reserve(self.line(name), Asked(tokens, cost, at), now)
+        return self.accounts.reserve(self.line(name), Asked(tokens, cost, at), now, "req_1")
 
     def refusal(self, name: str, tokens: int = 1, cost: int = 0, now: float = 0.0, at: float = NOON) -> Refusal:
         with pytest.raises(Refusal) as refused:

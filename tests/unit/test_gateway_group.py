@@ -18,8 +18,11 @@ from gateway_fakes import MODEL, deployment
 from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued
 from modelyard.gateway.group import Group
 from modelyard.gateway.group_wire import Ask, Hello
+from modelyard.gateway.journal import JournalWriter
+from modelyard.gateway.keyring import Keyring
 from modelyard.gateway.refusals import Refusal
 from modelyard.gateway.seats import Seats
+from modelyard.gateway.seeding import Seeding
 from modelyard.records.decision import Decision
 from modelyard.records.topology import Deployment, Replica
 
@@ -105,8 +108,16 @@ class Worker:
         for link in (group._link, *(group._desk.links if group._desk is not None else ())):  # type: ignore[reportPrivateUsage]
             if link is not None:
                 link.abort()
-        if group._lock >= 0:  # type: ignore[reportPrivateUsage]
-            os.close(group._lock)  # type: ignore[reportPrivateUsage]
+        ownership = group._ownership  # type: ignore[reportPrivateUsage]
+        if ownership._lock >= 0:  # type: ignore[reportPrivateUsage]
+            os.close(ownership._lock)  # type: ignore[reportPrivateUsage]
+
+
+def group_of(folder: Path, workers: int, doors: dict[str, Admission], look: Callable[[], None]) -> Group:
+    """Without keys: what they may use is test_shared_accounts.py's."""
+    keyring = Keyring()
+    seeding = Seeding(keyring, folder / "spending.json", folder)
+    return Group(folder / "admission.sock", workers, doors, keyring, seeding, JournalWriter(None), look)
 
 
 class Workers:
@@ -117,7 +128,7 @@ class Workers:
     async def start(self, *deployments: Deployment, of: int = 2) -> Worker:
         """Another worker of a group of `of`; with the first one, wait until it owns."""
         doors: dict[str, Admission] = {}
-        worker = Worker(Group(self._folder / "admission.sock", of, doors, lambda: worker.look()), doors)
+        worker = Worker(group_of(self._folder, of, doors, lambda: worker.look()), doors)
         worker.task = asyncio.create_task(worker.group.keep_forever())
         worker.follow(*deployments)
         self.all.append(worker)
@@ -296,7 +307,7 @@ async def test_who_steps_down_while_it_counts_does_not_make_the_next_owner_forge
 
 async def test_without_an_owner_who_waits_is_told_at_the_deadline(folder: Path) -> None:
     doors: dict[str, Admission] = {}
-    group = Group(folder / "admission.sock", 2, doors, lambda: None)
+    group = group_of(folder, 2, doors, lambda: None)
     worker = Worker(group, doors)
     worker.follow(deployment(replicas=replicas("l0"), queue_timeout_s=5.0))
     asker = worker.ask()
@@ -342,7 +353,7 @@ async def test_another_version_is_not_spoken_to(workers: Workers, folder: Path, 
     import msgspec
 
     await workers.start(deployment(replicas=replicas("l0")))
-    for message in (Hello(0), Ask(1, MODEL, Asking(), now()), b"noise"):
+    for message in (Hello(0, ""), Ask(1, MODEL, Asking(), now()), b"noise"):
         reader, writer = await asyncio.open_unix_connection(str(folder / "admission.sock"))
         body = message if isinstance(message, bytes) else msgspec.msgpack.encode(message)
         writer.write(len(body).to_bytes(4, "big") + body)

@@ -72,9 +72,13 @@ class FakeTimers:
     def pass_by(self) -> None:
         """Until nothing waits any more."""
         while self.waiting:
-            timer = self.waiting.pop(0)
-            if not timer.is_cancelled:
-                timer.work()
+            self.step()
+
+    def step(self) -> None:
+        """Until the next one is due."""
+        timer = self.waiting.pop(0)
+        if not timer.is_cancelled:
+            timer.work()
 
 
 class Nobody:
@@ -346,6 +350,28 @@ def test_two_that_say_nothing_at_all_are_both_given_up_in_the_end(tmp_path: Path
     assert (record.outcome, [one.kind for one in record.tried]) == ("upstream_failed", ["late"])
 
 
+def test_a_token_that_lies_there_already_is_read_before_anybody_is_asked(tmp_path: Path) -> None:
+    """Our own loop was held up: its timers run first, then it reads."""
+    two = Hedged(tmp_path)
+    two.ask()
+    two.timers.step()
+    two.says(0, whole("a"))
+    two.asked()
+    two.timers.pass_by()
+    assert two.asked() == [] and two.record().tried == ()
+
+
+def test_only_tokens_teach_when_one_is_late(tmp_path: Path) -> None:
+    two = Hedged(tmp_path, seen=VOLUME - 1)
+    two.ask()
+    two.says(0, b"HTTP/1.1 400 X\r\ncontent-length: 2\r\n\r\n{}")
+    two.to_client.take()
+    assert two.admission.hedging.late_s(0.02) is None
+    two.ask()
+    two.says(1, whole("a"))
+    assert two.admission.hedging.late_s(0.02) == 0.2
+
+
 def test_the_seat_of_the_loser_goes_to_the_next_that_waits(tmp_path: Path) -> None:
     two = hedged(tmp_path)
     for seats in two.admission.seats.values():
@@ -461,8 +487,10 @@ def test_a_hedge_is_sent_only_where_it_takes_nothing_from_anybody(
     two.ask()
     hindrance(two)
     two.asked()
+    budget = two.admission.hedging.budget
     two.timers.pass_by()
     assert two.asked() == []
+    assert two.admission.hedging.budget is budget, "nothing of the share is lost"
     assert two.client.exchange is not None and two.client.exchange.attempt is not None
 
 

@@ -182,8 +182,8 @@ def test_a_budget_that_comes_later_counts_what_was_used_before_it_at_every_node(
     team = add_team(world, "a")
     keys = [add(world, team), add(world, team)]
     worker = world.worker
-    seeding = Seeding(worker.accounts, worker.keyring, world.folder / "spending.json", world.folder)
-    seeding.seed(time.time())
+    seeding = Seeding(worker.keyring, world.folder / "spending.json", world.folder)
+    seeding.keys_changed(worker.accounts)
     for key in keys:
         assert ask(world, key, max_tokens=5)[0] == 200
     for budgets, left in (
@@ -193,7 +193,7 @@ def test_a_budget_that_comes_later_counts_what_was_used_before_it_at_every_node(
         (Budgets(tokens_per_day=90), 90 - 68),
     ):
         worker.keyring.apply(KeyChanged(id=team.id, at=0.0, budgets=budgets))
-        seeding.seed(time.time())
+        seeding.keys_changed(worker.accounts)
         if left is not None:
             _, told, _ = ask(world, keys[0], max_tokens=500)
             assert f"{left} left" in told["error"]["message"]

@@ -16,7 +16,7 @@ from modelyard.control.key_routes import as_csv
 from modelyard.gateway.accounts import Accounts, Asked
 from modelyard.gateway.keyring import Keyring
 from modelyard.gateway.refusals import Refusal
-from modelyard.gateway.seeding import Seeding, spent_until_now
+from modelyard.gateway.seeding import Seeding, sizes_of, spent_until_now
 from modelyard.observe.journal import BEGINNING, read_journal
 from modelyard.observe.usage import Usage, UsageRow
 from modelyard.records.base import encode
@@ -226,7 +226,7 @@ def test_wherever_control_stopped_a_gateway_that_starts_knows_all_that_stands_in
     path.write_bytes(encode(whole(folder).spending(NOON + written_days * DAY_S)))
     write(folder, *records[len(known) :])
     period = period_of(NOON)
-    found = spent_until_now(path, folder, period)
+    found = spent_until_now(path, folder, sizes_of(folder), period)
     for key_id in "abc":
         month = [one for one in records if one.key_id == key_id and period_of(one.at).month == period.month]
         today = [one for one in month if int(one.at // DAY_S) == period.day]
@@ -245,7 +245,7 @@ def test_without_controls_sums_the_whole_journal_is_read(tmp_path: Path, damage:
         file.write(b'{"schema":"request/v1","cut short' + encode(record(3)) + b"\nnonsense\n" + encode(record(4))[:50])
     if damage:
         (tmp_path / "spending.json").write_bytes(damage)
-    found = spent_until_now(tmp_path / "spending.json", tmp_path, period_of(NOON))
+    found = spent_until_now(tmp_path / "spending.json", tmp_path, sizes_of(tmp_path), period_of(NOON))
     assert found["a"] == Spent(day_tokens=45, day_pico=21, month_tokens=45, month_pico=21)
 
 
@@ -258,8 +258,8 @@ def test_a_budget_that_was_spent_before_the_gateway_began_is_spent(tmp_path: Pat
         keyring.apply(KeyCreated(key=key))
     write(tmp_path, record(1, "a"), record(2, "b"), record(3, "c"))
     accounts = Accounts(keyring)
-    Seeding(accounts, keyring, tmp_path / "spending.json", tmp_path).seed(NOON)
+    Seeding(keyring, tmp_path / "spending.json", tmp_path, lambda: NOON).keys_changed(accounts)
     line = accounts.line(keyring.keys["b"])
     with pytest.raises(Refusal, match="10 left, this request may take 11 \\(team 'research'\\)"):
-        accounts.reserve(line, Asked(11, 0, NOON), 0.0)
-    accounts.reserve(line, Asked(10, 0, NOON), 0.0)
+        accounts.reserve(line, Asked(11, 0, NOON), 0.0, "req_1")
+    accounts.reserve(line, Asked(10, 0, NOON), 0.0, "req_2")

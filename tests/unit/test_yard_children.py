@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Generator
 
 import pytest
 
-from modelyard.yard.children import STEADY_AFTER_S, Child
+from modelyard.yard.children import LOOK_AT_MOST_S, SILENT_AFTER_S, STEADY_AFTER_S, Child
 
 CAP_S = 1.0
 
@@ -97,3 +99,64 @@ def test_a_start_that_fails_is_tried_again_and_yard_lives(
     assert child.process is None and len(said) == 1 and "cannot be started" in said[0]
     child.look(child.start_again_at, latest, said)
     assert child.process is not None
+
+
+# One that tells that it serves.
+
+
+@pytest.fixture
+def serving() -> Generator[Child]:
+    """Says once that it serves, and sleeps."""
+    program = "import os, signal, sys\nos.write(int(sys.argv[-1]), b'.')\nwhile True: signal.pause()\n"
+    with tempfile.TemporaryFile() as log:
+        child = Child("gateway", [sys.executable, "-I", "-S", "-c", program], (), log, {}, CAP_S, tells_ready=True)
+        until_ready(child, 0.0)
+        yield child
+        if child.process is not None:
+            child.process.kill()
+            child.process.wait()
+
+
+def until_ready(child: Child, now: float) -> None:
+    deadline = time.monotonic() + 20
+    while not child.is_ready:
+        assert time.monotonic() < deadline
+        child.look(now, latest, Said())
+        time.sleep(0.005)
+
+
+def test_one_that_says_nothing_more_is_killed_and_started_again(serving: Child) -> None:
+    silent, said, now = serving.process, Said(), 0.0
+    while not said:
+        assert now <= SILENT_AFTER_S + LOOK_AT_MOST_S
+        assert serving.process is silent
+        now += 0.5
+        serving.look(now, latest, said)
+    assert now > SILENT_AFTER_S
+    assert said == ["gateway has given no sign of life for 3 s; it is killed"]
+    ended(serving)
+    serving.look(now, latest, said)
+    assert serving.process is not silent and not serving.is_ready
+    until_ready(serving, now)
+
+
+def test_a_pause_of_our_own_is_no_silence_of_the_childs(serving: Child) -> None:
+    said = Said()
+    serving.look(1000.0, latest, said)
+    serving.look(2000.0, latest, said)
+    assert not said and serving.process is not None and serving.process.poll() is None
+
+
+def test_who_gives_signs_of_life_lives(serving: Child) -> None:
+    said = Said()
+    told, serving.ready_fd = serving.ready_fd, -1
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    serving.ready_fd = reading
+    for second in range(20):
+        if second % 2:
+            os.write(writing, b".")
+        serving.look(float(second), latest, said)
+    assert not said
+    for descriptor in (told, writing):
+        os.close(descriptor)

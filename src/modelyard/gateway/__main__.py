@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import os
 import socket
-import time
 from pathlib import Path
 
 from modelyard.gateway import limits, serve
@@ -18,13 +18,18 @@ from modelyard.gateway.seeding import Seeding
 from modelyard.gateway.service import Follower, Service
 from modelyard.state import StateDirectory
 
+# A third of the silence that yard bears.
+ALIVE_EVERY_S = 1.0
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--listen-fd", type=int, required=True)
     parser.add_argument("--lifeline-fd", type=int, required=True)
-    parser.add_argument("--ready-fd", type=int, help="where to say by one byte that it serves")
+    parser.add_argument(
+        "--ready-fd", type=int, help="where to say by a byte that it serves, and by more that it still does"
+    )
     parser.add_argument("--workers", type=int, default=1, help="how many of us share the listening socket")
     parser.add_argument("--worker", type=int, default=0, help="which of them this is")
     parser.add_argument("--tls-cert", type=Path)
@@ -38,14 +43,16 @@ def main() -> None:
 
     def follow(service: Service) -> list[asyncio.Task[None]]:
         loop = asyncio.get_running_loop()
-        service.worker.debug = DebugFiles(state.debug, service.worker.journal.worker)
         worker = service.worker
-        seeding = Seeding(worker.accounts, worker.keyring, state.spending, state.journal)
-        follower = Follower(service, state.topology, state.keys, lambda: seeding.seed(time.time()))
+        worker.debug = DebugFiles(state.debug, worker.journal.worker)
+        seeding = Seeding(worker.keyring, state.spending, state.journal)
+        follower = Follower(service, state.topology, state.keys, lambda: seeding.keys_changed(worker.accounts))
         tasks: list[asyncio.Task[None]] = []
         if chosen.workers > 1:
-            service.group = Group(state.admission, chosen.workers, service.worker.admissions, follower.follow)
-            tasks.append(loop.create_task(service.group.keep_forever()))
+            look, keyring = follower.follow, worker.keyring
+            group = Group(state.admission, chosen.workers, worker.admissions, keyring, seeding, worker.journal, look)
+            service.group, worker.accounts = group, group.accounts
+            tasks.append(loop.create_task(group.keep_forever()))
         follower.follow()
         return [*tasks, loop.create_task(follower.follow_forever())]
 
@@ -58,14 +65,22 @@ def main() -> None:
         tls=tls,
         wire=wire,
         lifeline=chosen.lifeline_fd,
-        on_listening=lambda: _tell_ready(chosen.ready_fd),
+        on_listening=lambda: _begin_to_tell(chosen.ready_fd),
     )
 
 
-def _tell_ready(descriptor: int | None) -> None:
+def _begin_to_tell(descriptor: int | None) -> None:
     if descriptor is not None:
+        os.set_blocking(descriptor, False)
+        _tell(descriptor)
+
+
+def _tell(descriptor: int) -> None:
+    """By the event loop itself: where it stands still, nothing is told, and yard ends us."""
+    # A yard that does not listen has a reason that is no business of ours.
+    with contextlib.suppress(OSError):
         os.write(descriptor, b".")
-        os.close(descriptor)
+    asyncio.get_running_loop().call_later(ALIVE_EVERY_S, _tell, descriptor)
 
 
 if __name__ == "__main__":

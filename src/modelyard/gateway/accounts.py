@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from modelyard.gateway.asking import Wanted
 from modelyard.gateway.bounds import NEVER, SOON_S, Budget, MinuteWindow, Short
 from modelyard.gateway.keyring import Keyring
 from modelyard.gateway.refusals import Refusal
@@ -73,16 +74,32 @@ class Account:
         return None
 
     def take(self, asked: Asked, now: float, period: Period) -> None:
-        self.in_flight += 1
         if (window := self.requests) is not None:
             window.take(1, now)
         if (window := self.tokens) is not None:
-            self._held_tokens += asked.tokens
             window.take(asked.tokens, now)
+        self._hold(asked, period)
+
+    def retake(self, asked: Asked, taken_at: float, now: float, period: Period) -> None:
+        """`asked` was taken at `taken_at` of an account that another worker kept, and is held still."""
+        self.used(1, asked.tokens, taken_at, now)
+        self._hold(asked, period)
+
+    def _hold(self, asked: Asked, period: Period) -> None:
+        self.in_flight += 1
+        if self.tokens is not None:
+            self._held_tokens += asked.tokens
         if (budget := self._day) is not None:
             budget.hold(asked.tokens, asked.cost_pico, period)
         if (budget := self._month) is not None:
             budget.hold(asked.tokens, asked.cost_pico, period)
+
+    def used(self, requests: int, tokens: int, at: float, now: float) -> None:
+        """What had been used of the present minute at `at`, before it was known here."""
+        if (window := self.requests) is not None:
+            window.put(requests, at, now)
+        if (window := self.tokens) is not None:
+            window.put(tokens, at, now)
 
     def settle(self, asked: Asked, taken_at: float, period: Period, tokens: int, cost_pico: int, now: float) -> None:
         """Of what `asked` took at `taken_at`, `tokens` and `cost_pico` were used."""
@@ -125,12 +142,19 @@ def _budget(word: Literal["day", "month"], budget: Budget | None, tokens: int | 
 
 
 class Reservation:
-    """What one request holds at each account of its line, until it settles: exactly once."""
+    """What one request holds at each account of its line, until it settles: exactly once. `lines` are header lines
+    about what is left."""
 
-    __slots__ = ("_asked", "_at", "_line", "_period")
+    __slots__ = ("_asked", "_at", "_line", "_period", "lines")
 
-    def __init__(self, line: tuple[Account, ...], asked: Asked, at: float, period: Period) -> None:
+    def __init__(self, line: tuple[Account, ...], asked: Asked, at: float, period: Period, lines: bytes = b"") -> None:
         self._line, self._asked, self._at, self._period = line, asked, at, period
+        self.lines = lines
+
+    @property
+    def wanted(self) -> Wanted | None:
+        """What its door has to be told: where accounts are shared, another worker may have yet to say yes."""
+        return None
 
     def settle(self, tokens: int, cost_pico: int, now: float) -> None:
         """`tokens` and `cost_pico` were used; the rest of what was reserved goes back."""
@@ -141,9 +165,11 @@ class Reservation:
 
 
 class Accounts:
-    """The accounts of a worker. A key's `line` holds those that bound it: none, for most."""
+    """The accounts of a worker. A key's `line` holds those that bound it: none, for most. `are_kept` where they are
+    what decides; other workers' may be."""
 
     def __init__(self, keyring: Keyring) -> None:
+        self.are_kept = True
         self._keyring = keyring
         self._version = -1
         self._accounts: dict[str, Account] = {}
@@ -167,9 +193,9 @@ class Accounts:
             account.bound(node)
         return account
 
-    def reserve(self, line: tuple[Account, ...], asked: Asked, now: float) -> Reservation:
-        """Take `asked` at every account of the line. Raises Refusal (429), with nothing taken, naming the bound that
-        gives way last."""
+    def reserve(self, line: tuple[Account, ...], asked: Asked, now: float, request_id: str) -> Reservation:
+        """Take `asked` at every account of the line, which has at least one. Raises Refusal (429), with nothing taken,
+        naming the bound that gives way last."""
         period = period_of(asked.at)
         worst: tuple[Account, Short] | None = None
         for account in line:
@@ -180,7 +206,7 @@ class Accounts:
             raise _refusal(*worst, rate_limit_lines(line, now))
         for account in line:
             account.take(asked, now, period)
-        return Reservation(line, asked, now, period)
+        return Reservation(line, asked, now, period, rate_limit_lines(line, now).encode())
 
     def begin_budgets(self, nodes: Iterable[str]) -> None:
         """The budgets of these nodes (ids) are new, whatever was counted for those that they had once."""
@@ -193,6 +219,16 @@ class Accounts:
         for account in self.line(key):
             if account.node.id in of:
                 account.spent(spent, period)
+
+    def used(self, key: KeyRecord, tokens: int, at: float, now: float) -> None:
+        """Count a request of the last minute that was answered before this worker began, or by another one."""
+        for account in self.line(key):
+            account.used(1, tokens, at, now)
+
+    def clear(self) -> None:
+        """Forget everything that was counted; what is reserved settles with nobody."""
+        self._accounts.clear()
+        self._lines.clear()
 
 
 def rate_limit_lines(line: tuple[Account, ...], now: float) -> str:

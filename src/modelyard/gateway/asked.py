@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from time import monotonic as now
 from types import MappingProxyType
 
-from modelyard.gateway.accounts import Account, Reservation, rate_limit_lines
+import msgspec
+
+from modelyard.gateway.accounts import Account, Reservation
 from modelyard.gateway.admission import Admission, Asking
 from modelyard.gateway.caps import hold_to
 from modelyard.gateway.dialects.dialect import Speaker
@@ -111,5 +113,6 @@ class Asked:
     def _reserve(self, line: tuple[Account, ...], call: AnyCall, admission: Admission) -> None:
         request, at = self.request, now()
         asked = may_use(call, len(request.body), admission.deployment, request.at)
-        self.reservation = self.worker.accounts.reserve(line, asked, at)
-        self.warning += rate_limit_lines(line, at).encode()
+        self.reservation = reservation = self.worker.accounts.reserve(line, asked, at, request.id)
+        if reservation.wanted is not None:
+            self.asking = msgspec.structs.replace(self.asking, wanted=reservation.wanted)

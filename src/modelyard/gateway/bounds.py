@@ -87,6 +87,15 @@ class MinuteWindow:
         self.used += amount
         self._slots[self._until % _SLOTS] += amount
 
+    def put(self, amount: int, at: float, now: float) -> None:
+        """`amount` was taken at `at`, which is learned only now."""
+        if (second := int(now)) > self._until:
+            self._forward(second)
+        began = min(int(at), self._until)
+        if began > self._until - _SLOTS:
+            self.used += amount
+            self._slots[began % _SLOTS] += amount
+
     def correct(self, taken: int, used: int, at: float, now: float) -> None:
         """Of what was `taken` at `at`, `used` is now known: the rest goes back. What was used beyond it counts from
         now on."""

@@ -5,13 +5,11 @@ A worker that dies takes its link with it: what it held is free and what it wait
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from random import random
 from time import monotonic
 
-from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued
+from modelyard.gateway.admission import Admission, Queued
 from modelyard.gateway.breaker import CLOSED
 from modelyard.gateway.group_wire import (
     PROTOCOL,
@@ -20,41 +18,41 @@ from modelyard.gateway.group_wire import (
     Forget,
     Frames,
     Granted,
+    HasEnded,
+    Held,
     Hello,
     Holding,
     Learned,
     Leave,
     Members,
     NotSeated,
+    Settle,
     ToOwner,
 )
+from modelyard.gateway.holdings import HeldReservations, HeldSeats, Launch
 from modelyard.gateway.refusals import Refusal, unavailable
 from modelyard.gateway.seats import Seats
+from modelyard.gateway.shared_accounts import SharedAccounts
 from modelyard.gateway.shared_door import OfAnother, SharedDoor
 from modelyard.records.decision import Decision
 from modelyard.records.topology import Policy
 
-Launch = tuple[str, str, str]
-
-
-@dataclass(slots=True)
-class _Held:
-    """Seats of one worker at one launch, by key."""
-
-    door: Admission
-    seats: Seats
-    keys: Counter[str] = field(default_factory=Counter[str])
-
 
 class Desk:
-    """`doors` are this worker's own, which are everyone's now. `look` reads the topology anew: another worker may have
-    read it first. `alone` while no worker is linked. While `is_counting` nobody gets a seat: what others hold is not
-    known yet, and `expected` of them are to be heard."""
+    """`doors` and `accounts` are this worker's own, which are everyone's now. `look` reads topology and keys anew:
+    another worker may have read them first. `alone` while no worker is linked. While `is_counting` nobody gets
+    anything: what others hold is not known yet, and `expected` of them are to be heard."""
 
     def __init__(
-        self, doors: Mapping[str, Admission], look: Callable[[], None], on_declared: Callable[[], None], expected: int
+        self,
+        doors: Mapping[str, Admission],
+        accounts: SharedAccounts,
+        look: Callable[[], None],
+        on_declared: Callable[[], None],
+        expected: int,
     ) -> None:
-        self.doors, self.look, self._on_declared, self._expected = doors, look, on_declared, expected
+        self.doors, self.accounts, self.look = doors, accounts, look
+        self._on_declared, self._expected = on_declared, expected
         self.links: set[Link] = set()
         self.is_counting = True
         self._is_closed = False
@@ -77,20 +75,20 @@ class Desk:
             return
         self.links.add(link)
         self.alone.clear()
-        self._tell_members()
+        self.tell_members()
 
     def went(self, link: Link) -> None:
         self.links.discard(link)
         if not self.links:
             self.alone.set()
-        self._tell_members()
+        self.tell_members()
 
     def _members(self) -> int:
         """The others. Who ends while it still counts must not make the next owner forget those that did not find it in
         time: their seats would be given twice."""
         return max(len(self.links), self._expected) if self.is_counting else len(self.links)
 
-    def _tell_members(self) -> None:
+    def tell_members(self) -> None:
         members = Members(self._members())
         for link in self.links:
             link.send(members)
@@ -109,12 +107,21 @@ class Desk:
     def later(self, link: Link, ask: Ask) -> None:
         self._early.append((link, ask))
 
+    def no_longer(self, link: Link, id: int) -> None:
+        """Nobody waits for what was to come later."""
+        self._early = [(one, ask) for one, ask in self._early if one is not link or ask.id != id]
+
     def door(self, deployment: str) -> Admission | None:
         door = self.doors.get(deployment)
         if door is None:
             self.look()
             door = self.doors.get(deployment)
         return door
+
+    def know(self, node: str) -> None:
+        """The key or team: another worker may have read of it first."""
+        if not self.accounts.knows(node):
+            self.look()
 
     def seats(self, deployment: str, replica: str, launch: str) -> tuple[Admission, Seats] | None:
         """The door and the seats of a launch; None where this worker does not know it, or no longer."""
@@ -142,7 +149,8 @@ class Link(Frames):
         super().__init__(ToOwner)
         self._desk = desk
         self._waiting: dict[int, tuple[Admission, Queued]] = {}
-        self._held: dict[Launch, _Held] = {}
+        self._seats = HeldSeats()
+        self._reserved = HeldReservations(desk.accounts)
         self.has_declared = False
 
     def heard(self, message: object) -> None:
@@ -151,16 +159,23 @@ class Link(Frames):
                 self.ask(message)
             case Leave():
                 self._leave(message)
+            case Settle(request_id, tokens, cost_pico):
+                self._reserved.settle(request_id, tokens, cost_pico)
             case Forget():
                 self._forget(message)
             case Learned():
                 self._learn(message)
             case Holding():
                 self._hold(message)
+            case Held(wanted):
+                self._reserved.hold(wanted)
+            case HasEnded(ended):
+                self._desk.accounts.has_ended(ended, self._reserved.journal, monotonic())
             case Declared():
                 self.has_declared = True
                 self._desk.has_declared()
-            case Hello(protocol) if protocol == PROTOCOL:
+            case Hello(protocol, journal) if protocol == PROTOCOL:
+                self._reserved.journal = journal
                 self._desk.came(self)
             case _:
                 self.abort()
@@ -177,6 +192,9 @@ class Link(Frames):
             return
         waiter = _Remote(self, ask, door)
         try:
+            if ask.asking.wanted is not None:
+                desk.know(ask.asking.wanted.node)
+                self._reserved.reserve(ask.asking.wanted)
             ticket = door.enter(waiter, ask.asking, ask.at)
         except Refusal as refusal:
             self.turn_away(ask.id, refusal)
@@ -186,21 +204,14 @@ class Link(Frames):
 
     def grant(self, ask: Ask, door: Admission, seats: Seats, decision: Decision) -> None:
         self._waiting.pop(ask.id, None)
-        replica = seats.replica
-        self._count(door, seats, ask.asking.key_id, 1)
-        key_id = ask.asking.key_id
-        self.send(Granted(ask.id, door.deployment.name, replica.name, replica.launch, key_id, decision))
+        replica, key_id = seats.replica, ask.asking.key_id
+        self._seats.count(door, seats, key_id, 1)
+        lines = self._reserved.lines(ask.asking.wanted)
+        self.send(Granted(ask.id, door.deployment.name, replica.name, replica.launch, key_id, decision, lines))
 
     def turn_away(self, id: int, refusal: Refusal) -> None:
         self._waiting.pop(id, None)
-        self.send(NotSeated(id, refusal.status, refusal.message, refusal.code, refusal.retry_after_s))
-
-    def _count(self, door: Admission, seats: Seats, key_id: str, count: int) -> None:
-        launch = (door.deployment.name, seats.replica.name, seats.replica.launch)
-        held = self._held.get(launch)
-        if held is None or held.seats is not seats:
-            held = self._held[launch] = _Held(door, seats)
-        held.keys[key_id] += count
+        self.send(NotSeated.of(id, refusal))
 
     def _hold(self, holding: Holding) -> None:
         found = self._desk.seats(holding.deployment, holding.replica, holding.launch)
@@ -209,14 +220,12 @@ class Link(Frames):
             seats.in_flight += holding.seats
             if isinstance(door, SharedDoor):
                 door.count_share(holding.key_id, holding.seats, monotonic())
-            self._count(door, seats, holding.key_id, holding.seats)
+            self._seats.count(door, seats, holding.key_id, holding.seats)
 
     def _leave(self, leave: Leave) -> None:
-        held = self._held.get((leave.deployment, leave.replica, leave.launch))
-        key_id = leave.asking.key_id
-        if held is None or held.keys[key_id] <= 0:
+        held = self._seats.take(Launch(leave.deployment, leave.replica, leave.launch), leave.asking.key_id)
+        if held is None:
             return
-        held.keys[key_id] -= 1
         door, seats, kind = held.door, held.seats, leave.result.kind
         if seats.breaker is not CLOSED and kind != "failed":
             # The worker knows nothing of what others have made of it, a probe of its own among that.
@@ -232,6 +241,8 @@ class Link(Frames):
             door.learn(seats, learned.event, monotonic(), random())
 
     def _forget(self, forget: Forget) -> None:
+        if self._desk.is_counting:
+            self._desk.no_longer(self, forget.id)
         waiting = self._waiting.pop(forget.id, None)
         if waiting is not None:
             door, ticket = waiting
@@ -240,18 +251,15 @@ class Link(Frames):
     def ended(self) -> None:
         """The worker is gone, and with it all that it asked for and held."""
         self._drop()
-        held, self._held = self._held, {}
-        for one in held.values():
-            for key_id in one.keys.elements():
-                Admission.leave(one.door, one.seats, WITHDRAWN, Asking(key_id=key_id))
+        self._reserved.free()
+        self._seats.free()
         self._desk.went(self)
 
     def give_up(self) -> None:
         """Forget what it holds: that is counted by another owner now."""
         self._drop()
-        for held in self._held.values():
-            held.seats.in_flight -= held.keys.total()
-        self._held.clear()
+        self._reserved.forget()
+        self._seats.forget()
         self.close()
 
     def _drop(self) -> None:

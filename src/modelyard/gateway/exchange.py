@@ -134,6 +134,8 @@ class Exchange(Asked):
 
     def not_seated(self, refusal: Refusal) -> None:
         self.ticket = None
+        # Where the door is another worker's, its decision comes with its word.
+        self.admitted = refusal.admitted or self.admitted
         self._refuse(refusal)
 
     # The attempt's side.
@@ -261,8 +263,11 @@ class Exchange(Asked):
 
     def _notes(self) -> bytes:
         """Header lines beside those that every response has."""
+        notes = self.warning
+        if self.reservation is not None:
+            notes += self.reservation.lines
         panic = self.decision is not None and self.decision.panic
-        return self.warning + _DEGRADED if panic else self.warning
+        return notes + _DEGRADED if panic else notes
 
     def _cut_short(self, outcome: Outcome, message: str, *, error: str) -> None:
         """End a stream that has begun: the client is told by an event, and by the end of the connection."""

@@ -12,12 +12,16 @@ from typing import TypeVar, cast
 
 import msgspec
 
-from modelyard.gateway.asking import Asking, Result
+from modelyard.gateway.asking import Asking, Result, Wanted
 from modelyard.gateway.breaker import Event
-from modelyard.records.decision import Decision
+from modelyard.gateway.refusals import Refusal
+from modelyard.gateway.shared_accounts import Ended
+from modelyard.records.decision import Admitted, Decision
 
 # Raised with any change of a message: a worker of another version is not spoken to.
-PROTOCOL = 1
+PROTOCOL = 2
+# How often the owner gives a sign of life.
+BEAT_S = 0.25
 # Far beyond any message: a longer one is no message.
 MAX_FRAME_BYTES = 1 << 20
 _LENGTH = struct.Struct(">I")
@@ -31,9 +35,10 @@ class _Message(msgspec.Struct, array_like=True, tag=True):
 
 
 class Hello(_Message):
-    """The first word. `holding` and the rest of what is held follow; `Declared` ends that."""
+    """The first word: `journal` is the name of the worker's file. What it holds follows; `Declared` ends that."""
 
     protocol: int
+    journal: str
 
 
 class Holding(_Message):
@@ -44,6 +49,18 @@ class Holding(_Message):
     launch: str
     key_id: str
     seats: int
+
+
+class Held(_Message):
+    """A former owner has reserved this for a request of mine that has not ended."""
+
+    wanted: Wanted
+
+
+class HasEnded(_Message):
+    """A request of mine for which a former owner had reserved, and what it has used."""
+
+    ended: Ended
 
 
 class Declared(_Message):
@@ -85,35 +102,60 @@ class Leave(_Message):
     asking: Asking
 
 
+class Settle(_Message):
+    """What a request has used for which something may be reserved; the rest goes back."""
+
+    request_id: str
+    tokens: int
+    cost_pico: int
+
+
 # The owner to a worker.
 
 
 class Members(_Message):
-    """How many workers are linked to the owner now."""
+    """How many workers are linked to the owner now. Said with every change, and every BEAT_S as a sign of life."""
 
     count: int
 
 
 class Granted(_Message):
+    """`lines` are header lines about what is left of the key's limits."""
+
     id: int
     deployment: str
     replica: str
     launch: str
     key_id: str
     decision: Decision
+    lines: bytes = b""
 
 
 class NotSeated(_Message):
-    """Why, as a client is told: a Refusal's parts."""
+    """Why, as a client is told: a Refusal's parts. `admitted` is the door's decision where that refused."""
 
     id: int
     status: int
     message: str
     code: str
     retry_after_s: int | None
+    fields: tuple[tuple[str, str], ...] = ()
+    admitted: Admitted | None = None
+
+    @classmethod
+    def of(cls, id: int, refusal: Refusal) -> NotSeated:
+        told = (refusal.status, refusal.message, refusal.code, refusal.retry_after_s, refusal.fields)
+        return cls(id, *told, refusal.admitted)
+
+    def refusal(self) -> Refusal:
+        refusal = Refusal(
+            self.status, self.message, code=self.code, retry_after_s=self.retry_after_s, fields=self.fields
+        )
+        refusal.admitted = self.admitted
+        return refusal
 
 
-ToOwner = Hello | Holding | Declared | Ask | Forget | Learned | Leave
+ToOwner = Hello | Holding | Held | HasEnded | Declared | Settle | Ask | Forget | Learned | Leave
 ToWorker = Members | Granted | NotSeated
 M = TypeVar("M")
 

@@ -47,12 +47,10 @@ class Hedge:
     _second: Attempt | None = None
     _decision: Decision | None = None
     _ticket: Queued | None = None
+    _asking = Asking()
 
     def __init__(self, holder: Hedged, first: Attempt, admission: Admission, worker: Worker) -> None:
         self._holder, self._first, self._admission, self._worker = holder, first, admission, worker
-        # Its seat is not charged to the key: one answer is given, and the request's own seat is charged for that.
-        excluded = frozenset((first.seats.replica.name,))
-        self._asking = msgspec.structs.replace(holder.asking, tokens=0, excluded=excluded, at_once=True)
         late_s = admission.hedging.late_s(admission.deployment.policy.failover.hedge_share)
         self._timer: Timer | None = worker.later(late_s, self._wake) if late_s is not None else None
 
@@ -68,13 +66,15 @@ class Hedge:
     def _ask(self) -> None:
         """The first token is late: a seat is asked for at another replica, if one is to be had at once."""
         self._timer = None
-        admission = self._admission
+        admission, excluded = self._admission, frozenset((self._first.seats.replica.name,))
         if self._holder.client.paused or self._worker.pressure.level:
             return
-        if admission.queue.waiting or not admission.has_free(self._asking.excluded):
+        if admission.queue.waiting or not admission.has_free(excluded):
             return
         if not admission.hedging.take(admission.requests, admission.deployment.policy.failover.hedge_share):
             return
+        # The key is not charged for it: one answer is given, and the request's own seat is charged for that.
+        self._asking = msgspec.structs.replace(self._holder.asking, tokens=0, excluded=excluded, at_once=True)
         try:
             self._ticket = admission.enter(self, self._asking, now())
         except Refusal as refusal:

@@ -35,7 +35,16 @@ class JournalWriter:
         self._descriptor = -1
         if folder is not None:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            self._descriptor = os.open(folder / f"gateway-{self.worker}.ndjson", flags, 0o600)
+            self._descriptor = os.open(folder / self.name, flags, 0o600)
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return f"gateway-{self.worker}.ndjson"
+
+    def size_bytes(self) -> int:
+        """Of the file, with all that was written so far."""
+        return os.fstat(self._descriptor).st_size if self._descriptor >= 0 else 0
 
     def write(self, record: RequestRecord) -> None:
         """A full disk must not end service: the record is counted as lost and said so, the answer goes out."""

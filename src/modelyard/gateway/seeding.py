@@ -1,11 +1,12 @@
-"""What had been spent before this worker began: control's sums, and what the journal holds beyond them.
+"""What had been used before this worker counted: control's sums, and what the journal holds beyond them.
 
 Nothing that stands in the journal is forgotten, however the gateway before this one ended."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from time import monotonic, time
 
 import msgspec
 
@@ -13,63 +14,139 @@ from modelyard.gateway.accounts import Accounts
 from modelyard.gateway.keyring import Keyring
 from modelyard.records.base import UnreadableRecord, decode
 from modelyard.records.journal import within
-from modelyard.records.keys import NO_BUDGET
+from modelyard.records.keys import NO_BUDGET, UNLIMITED
 from modelyard.records.spending import Period, Spending, Spent, period_of
 
 _STEP_BYTES = 4 * 1024 * 1024
+_BACK_BYTES = 1024 * 1024
+# A minute, and the second that it began in.
+_MINUTE_S = 61.0
 
 
-class _Used(msgspec.Struct):
+class Used(msgspec.Struct):
     """Of a record only this: a fifth of the time that decoding all of it takes."""
 
     at: float
+    request_id: str = ""
     key_id: str = ""
+    total_s: float = 0.0
+    attempts: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_pico: int = 0
 
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
 
-_decode = msgspec.json.Decoder(_Used).decode
+
+_decode = msgspec.json.Decoder(Used).decode
 
 
 class Seeding:
-    """Counts what was spent in the day and the month that it is, for nodes with a budget: the first time for all of
-    them, later for those that have had one only since."""
+    """Counts what was used in the day and the month that it is, for nodes with a budget, and in the last minute for
+    those with limits: the first time for all of them, later budgets of those that have had one only since."""
 
-    def __init__(self, accounts: Accounts, keyring: Keyring, spending: Path, journal: Path) -> None:
-        self._accounts, self._keyring = accounts, keyring
-        self._spending, self._journal = spending, journal
+    def __init__(self, keyring: Keyring, spending: Path, journal: Path, wall: Callable[[], float] = time) -> None:
+        self._keyring, self._spending, self._journal = keyring, spending, journal
+        # In Unix seconds.
+        self._wall = wall
         self._begun = False
 
-    def seed(self, now: float) -> None:
-        """`now` is in Unix seconds. To be called before a request is let in by new bounds."""
-        keyring = self._keyring
-        nodes, keyring.fresh_budgets = keyring.fresh_budgets, set()
+    def keys_changed(self, accounts: Accounts) -> None:
+        """To be called before a request is let in by new bounds."""
+        if not accounts.are_kept:
+            return
         if not self._begun:
-            self._begun = True
-            nodes = {key.id for key in keyring.keys.values() if key.budgets != NO_BUDGET}
-        self._accounts.begin_budgets(nodes)
+            self.begin(accounts)
+        else:
+            nodes, self._keyring.fresh_budgets = self._keyring.fresh_budgets, set()
+            self._count_budgets(accounts, nodes, sizes_of(self._journal))
+
+    def begin(self, accounts: Accounts) -> dict[str, int]:
+        """Into accounts that hold nothing. Returns how far each file of the journal was counted, in bytes."""
+        self._begun = True
+        self._keyring.fresh_budgets.clear()
+        sizes, keys = sizes_of(self._journal), self._keyring.keys.values()
+        self._count_budgets(accounts, {key.id for key in keys if key.budgets != NO_BUDGET}, sizes)
+        if any(key.limits != UNLIMITED for key in keys):
+            self._count_last_minute(accounts, sizes)
+        return sizes
+
+    def ended(self, name: str, requests: Iterable[str]) -> tuple[dict[str, Used], int]:
+        """Of `requests`, whose worker has just ended, those whose records stand at the end of its file `name`, by their
+        ids; and the file's size. A record is written in the turn of the event loop in which its end is told."""
+        path, wanted = self._journal / name, set(requests)
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            return {}, 0
+        found = _records(path, max(0, size - _BACK_BYTES), size) if wanted else ()
+        return {used.request_id: used for used in found if used.request_id in wanted}, size
+
+    def _count_budgets(self, accounts: Accounts, nodes: set[str], sizes: Mapping[str, int]) -> None:
+        keyring = self._keyring
+        accounts.begin_budgets(nodes)
         keys = [key for key in keyring.keys.values() if any(one.id in nodes for one in keyring.line(key))]
         if not keys:
             return
-        period = period_of(now)
-        spent = spent_until_now(self._spending, self._journal, period)
+        period = period_of(self._wall())
+        spent = spent_until_now(self._spending, self._journal, sizes, period)
         for key in keys:
-            self._accounts.spent(key, spent.get(key.id, Spent()), period, nodes)
+            accounts.spent(key, spent.get(key.id, Spent()), period, nodes)
+
+    def _count_last_minute(self, accounts: Accounts, sizes: Mapping[str, int]) -> None:
+        wall, now = self._wall(), monotonic()
+        for used in _last_minute(self._journal, sizes, wall):
+            key = self._keyring.keys.get(used.key_id)
+            if key is not None:
+                ended = now - (wall - used.at - used.total_s)
+                accounts.used(key, used.tokens, ended, now)
 
 
-def spent_until_now(spending: Path, journal: Path, period: Period) -> dict[str, Spent]:
-    """By key id: control's sums, brought forward by the records that they do not hold yet."""
+def sizes_of(journal: Path) -> dict[str, int]:
+    """Of each of its files, by name, in bytes."""
+    return {path.name: path.stat().st_size for path in sorted(journal.glob("*.ndjson"))}
+
+
+def spent_until_now(spending: Path, journal: Path, sizes: Mapping[str, int], period: Period) -> dict[str, Spent]:
+    """By key id: control's sums, brought forward by the records that they do not hold yet, of each file up to its
+    size."""
     known = _read(spending, period)
     keys = dict(known.keys)
-    for path in sorted(journal.glob("*.ndjson")):
-        for used in _records(path, known.offsets.get(path.name, 0)):
+    for name, size in sizes.items():
+        for used in _records(journal / name, known.offsets.get(name, 0), size):
             began = period_of(used.at)
             if began.month == period.month:
-                tokens = used.prompt_tokens + used.completion_tokens
                 before = keys.get(used.key_id, Spent())
-                keys[used.key_id] = before.plus(tokens, used.cost_pico, today=began.day == period.day)
+                keys[used.key_id] = before.plus(used.tokens, used.cost_pico, today=began.day == period.day)
     return keys
+
+
+def _last_minute(journal: Path, sizes: Mapping[str, int], wall: float) -> Iterator[Used]:
+    """Requests that came to an engine and ended in the minute before `wall`: read from the end of each file."""
+    since = wall - _MINUTE_S
+    for name, size in sizes.items():
+        path, end = journal / name, size
+        is_over = path.stat().st_mtime < since
+        while end > 0 and not is_over:
+            begin = max(0, end - _BACK_BYTES)
+            block = _block(path, begin, end)
+            # The first line of a block may begin before it: it is read with the block before.
+            cut = 0 if begin == 0 else block.find(b"\n") + 1
+            for used in _decoded(block[cut:].split(b"\n")):
+                if used.at + used.total_s < since:
+                    is_over = True
+                elif used.attempts:
+                    yield used
+            # A line that is longer than a block is nothing of ours.
+            end = begin + cut if cut else begin
+
+
+def _block(path: Path, begin: int, end: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(begin)
+        return file.read(end - begin)
 
 
 def _read(path: Path, period: Period) -> Spending:
@@ -90,16 +167,22 @@ def _read(path: Path, period: Period) -> Spending:
     return Spending(period=period, offsets=found.offsets, keys={}) if found.period.month < period.month else nothing
 
 
-def _records(path: Path, offset: int) -> Iterator[_Used]:
-    """Those after `offset`; what is no record, or not written to its end, is passed over. A file that is shorter was
-    replaced, and is read from its beginning."""
+def _records(path: Path, offset: int, size: int) -> Iterator[Used]:
+    """Those between `offset` and `size`. A file that is shorter was replaced, and is read from its beginning."""
     with path.open("rb") as file:
-        file.seek(offset if offset <= path.stat().st_size else 0)
+        at = offset if offset <= size else 0
+        file.seek(at)
         rest = b""
-        while data := file.read(_STEP_BYTES):
+        while data := file.read(min(_STEP_BYTES, size - at)):
+            at += len(data)
             *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                try:
-                    yield _decode(within(line))
-                except (msgspec.MsgspecError, UnicodeDecodeError):
-                    continue
+            yield from _decoded(lines)
+
+
+def _decoded(lines: Iterable[bytes]) -> Iterator[Used]:
+    """What is no record, or not written to its end, is passed over."""
+    for line in lines:
+        try:
+            yield _decode(within(line))
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            continue

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import signal
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,13 +14,17 @@ from modelyard.lifeline import die_with_parent
 BACKOFF_BASE_S = 0.1
 # Many times as long as a start takes: who lived longer did not die of it, and the next start is at once again.
 STEADY_AFTER_S = 5.0
+# Three signs of life that did not come. A gateway that computes for so long without a pause would be as useless.
+SILENT_AFTER_S = 3.0
+LOOK_AT_MOST_S = 1.0
 
 
 @dataclass(slots=True)
 class Child:
     """One process by role. `argv` is what to run; `descriptors` are inherited under their own numbers. However often
     it ends, it is started again within `backoff_cap_s`. One that `tells_ready` gets the writing end of a pipe as
-    `--ready-fd`, and says by a byte in it that it serves; `ready_fd` is our end while nothing was said."""
+    `--ready-fd`, and says by a byte in it that it serves, and by one more every second or so that it still does. One
+    that has served and says nothing for SILENT_AFTER_S is stopped or hangs: it is killed. `ready_fd` is our end."""
 
     role: str
     argv: list[str]
@@ -32,6 +36,8 @@ class Child:
     is_ready: bool = False
     process: subprocess.Popen[bytes] | None = None
     ready_fd: int = -1
+    silent_s: float = 0.0
+    looked_at: float = 0.0
     started_at: float = 0.0
     start_again_at: float = 0.0
     ends_in_a_row: int = 0
@@ -42,7 +48,7 @@ class Child:
         if self.process is not None:
             status = self.process.poll()
             if status is None:
-                self._hear()
+                self.hear(now, say)
                 return
             self.process = None
             self.is_ready = False
@@ -56,7 +62,8 @@ class Child:
                 self._back_off(f"cannot be started ({error})", now, jitter, say)
 
     def _start(self, now: float) -> None:
-        self.started_at = now
+        self.started_at = self.looked_at = now
+        self.silent_s = 0.0
         argv, descriptors, told = self.argv, self.descriptors, -1
         if self.tells_ready:
             self.ready_fd, told = os.pipe()
@@ -82,13 +89,26 @@ class Child:
             if told >= 0:
                 os.close(told)
 
-    def _hear(self) -> None:
-        """Whether it has said that it serves. The end of the pipe without a word is the end of the process: `poll`
-        tells of that."""
-        if self.ready_fd >= 0:
-            with contextlib.suppress(BlockingIOError):
-                self.is_ready = os.read(self.ready_fd, 1) != b""
-                self._close_ready()
+    def hear(self, now: float, say: Callable[[str], None]) -> None:
+        """What it has said since it was last heard. The end of the pipe is that of the process: `poll` tells of
+        that."""
+        if self.ready_fd < 0:
+            return
+        # A pause of ours (a busy machine, a frozen container) is no silence of the child's: it had no time either.
+        self.silent_s += min(now - self.looked_at, LOOK_AT_MOST_S)
+        self.looked_at = now
+        try:
+            said = os.read(self.ready_fd, 4096)
+        except BlockingIOError:
+            said = None
+        if said == b"":
+            self._close_ready()
+        elif said:
+            self.is_ready, self.silent_s = True, 0.0
+        elif self.is_ready and self.silent_s > SILENT_AFTER_S:
+            say(f"{self.role} has given no sign of life for {SILENT_AFTER_S:g} s; it is killed")
+            self.signal(signal.SIGKILL)
+            self.silent_s = 0.0
 
     def _close_ready(self) -> None:
         if self.ready_fd >= 0:

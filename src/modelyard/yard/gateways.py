@@ -58,6 +58,8 @@ class GatewayProcesses:
                 self._leaving.remove(leaving)
             elif now > leaving.kill_at:
                 leaving.child.signal(signal.SIGKILL)
+            else:
+                leaving.child.hear(now, self._say)
         if self._coming:
             self._go_on(now)
 
@@ -110,7 +112,8 @@ class GatewayProcesses:
 
     def ready_fds(self) -> list[int]:
         """Become readable when a process says that it serves, or ends."""
-        return [child.ready_fd for child in (*self.serving, *self._coming) if child.ready_fd >= 0]
+        children = (*self.serving, *self._coming)
+        return [child.ready_fd for child in children if child.ready_fd >= 0 and not child.is_ready]
 
     def is_any_down(self) -> bool:
         return any(child.process is None for child in self.serving)
