@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from modelyard.records.topology import Deployment, Failover
 from modelyard.selftest.asking import CHAT
 from modelyard.selftest.bench import MODEL, Bench, deployment, replica, until
-from modelyard.selftest.connection import Lost, Response, chat, post
+from modelyard.selftest.connection import Response, chat, post
 from modelyard.selftest.endings import RETRYABLE, judged
 from modelyard.selftest.gateway_process import GatewayProcess
 from modelyard.selftest.outcome import Outcome, Tally, quantile
@@ -146,14 +146,7 @@ async def _answers_in_a_row(gateway: GatewayProcess) -> bool:
 
 
 async def _ask(gateway: GatewayProcess) -> Response | None:
-    """None where the connection ended without an answer, or none came in time."""
-    connection = await gateway.connect()
-    try:
-        return await connection.ask(post(CHAT, gateway.key, chat(MODEL, tokens=TOKENS)), DEADLINE_S)
-    except (Lost, TimeoutError):
-        return None
-    finally:
-        connection.close()
+    return await gateway.answer(post(CHAT, gateway.key, chat(MODEL, tokens=TOKENS)), DEADLINE_S)
 
 
 STORM = Row(
