@@ -184,7 +184,7 @@ def test_the_last_that_fails_is_what_the_client_hears_of(tmp_path: Path) -> None
 
 
 def test_no_more_than_so_many_are_tried(tmp_path: Path) -> None:
-    five = Two(tmp_path, replicas=5, sendings=3)
+    five = Two(tmp_path, replicas=5, sendings=3, poison_deaths=0)
     five.ask()
     asked: list[int] = []
     for _ in range(3):
@@ -232,6 +232,26 @@ def test_a_retry_that_waits_lets_others_pass(tmp_path: Path) -> None:
     engine.data_received(answer())
     assert split_responses(to_other.take())[0][0] == 200
     assert not two.to_client.written
+
+
+def test_a_retry_goes_before_those_of_its_key_that_had_no_seat_yet(tmp_path: Path) -> None:
+    """Its replica was started anew, so it may go wherever they may, and nobody suspects it."""
+    two = Two(tmp_path, poison_deaths=0)
+    two.ask()
+    shape = two.admission.deployment
+    anew = tuple(msgspec.structs.replace(one, launch="anew", max_in_flight=0) for one in shape.replicas)
+    two.world.apply(msgspec.structs.replace(shape, replicas=anew))
+    others = [two.world.client()[0] for _ in range(3)]
+    for other in others:
+        other.data_received(post(chat()))
+    two.dies(0)
+    exchange = two.client.exchange
+    assert exchange is not None
+    assert exchange.asking.excluded == frozenset()
+    assert exchange.ticket is not None
+    assert two.admission.queue.next(lambda one: True) is exchange.ticket
+    assert exchange.admitted is not None
+    assert (exchange.admitted.entry.waiting, exchange.admitted.entry.ahead) == (3, 0)
 
 
 def test_a_late_first_token_is_asked_for_elsewhere_while_another_is_free(tmp_path: Path) -> None:
@@ -308,7 +328,7 @@ def test_a_replica_that_loses_request_after_request_gets_none_for_a_while(tmp_pa
 
 
 def test_where_all_are_taken_out_the_least_bad_is_asked_and_the_client_told(tmp_path: Path) -> None:
-    two = Two(tmp_path, budget=0.0, retry_share=0.0, retries_per_s=0.0)
+    two = Two(tmp_path, budget=0.0, retry_share=0.0, retries_per_s=0.0, poison_deaths=0)
     kill(two, 0)
     kill(two, 1)
     assert all(seats.breaker.takes_none for seats in two.admission.seats.values())
@@ -368,18 +388,18 @@ def test_what_is_a_piece_of_an_answer(events: bytes, delta: bool) -> None:
 
 
 def test_exclusion_is_a_value(tmp_path: Path) -> None:
-    two = Two(tmp_path)
+    two = Two(tmp_path, poison_deaths=0)
     two.ask()
     exchange = two.client.exchange
     assert exchange is not None
     before = exchange.asking
     two.dies(0)
     assert before.excluded == frozenset()
-    assert exchange.asking == msgspec.structs.replace(before, excluded=frozenset({"r0"}))
+    assert exchange.asking == msgspec.structs.replace(before, excluded=frozenset({"r0"}), again=True)
 
 
 def test_a_replica_that_was_started_anew_is_asked_again(tmp_path: Path) -> None:
-    two = Two(tmp_path)
+    two = Two(tmp_path, poison_deaths=0)
     two.ask()
     two.dies(0)
     assert two.asked() == [0, 1]

@@ -74,12 +74,13 @@ class Writer:
 
 
 class Served:
-    """Three replicas that answer alike; the request that the last of them got is in `body`."""
+    """Three replicas that answer alike; the request that the last of them got is in `body`. However many of them die,
+    it is not suspected."""
 
     def __init__(self, folder: Path, **policy: Any) -> None:
         names = ["r0", "r1", "r2"]
         replicas = tuple(Replica(name=name, launch=name, address=f"unix:/{name}", max_in_flight=4) for name in names)
-        failover = Failover(**{"on_broken_stream": "resume", **policy})
+        failover = Failover(**{"on_broken_stream": "resume", "poison_deaths": 0, **policy})
         self.world = World(folder, shape=deployment(replicas=replicas, failover=failover, continues_chat=True))
         admission = self.world.worker.admissions[MODEL]
         admission.retries = Budget(at=admission.retries.at, tokens=10.0)

@@ -22,6 +22,7 @@ from modelyard.gateway.budget import Budget
 from modelyard.gateway.entry import admit, retry_after_s
 from modelyard.gateway.fair_queue import FairQueue
 from modelyard.gateway.hedging import Hedging
+from modelyard.gateway.poison import SentAs, Suspects
 from modelyard.gateway.refusals import Refusal, unavailable
 from modelyard.gateway.seats import Seats
 from modelyard.gateway.shares import Shares
@@ -60,7 +61,8 @@ class Queued:
 class Admission:
     """One deployment's door. `deployment` is replaced as the topology changes; seats live as long as their launch.
     `requests` counts those that came, which is what `retries` are a share of. `held_s` is how long answered requests
-    held their seats. `recorded` are decisions about waiting, sampled."""
+    held their seats. `recorded` are decisions about waiting, sampled. `suspects` are requests that may have ended an
+    engine."""
 
     deployment: Deployment
     seats: dict[str, Seats] = field(default_factory=dict[str, Seats])
@@ -75,12 +77,14 @@ class Admission:
     standing: Standing = field(default_factory=Standing)
     hedging: Hedging = field(default_factory=Hedging)
     recorded: deque[Admitted] = field(default_factory=lambda: deque(maxlen=RECORDED))
+    suspects: Suspects = field(init=False)
     _decided: int = 0
     _deadlines: list[tuple[float, int, Queued]] = field(default_factory=list[tuple[float, int, Queued]])
 
     def __post_init__(self) -> None:
         policy = self.deployment.policy
         self.queue = FairQueue(policy.max_queued, policy.max_queued_bytes)
+        self.suspects = Suspects(policy.failover.poison_deaths)
 
     def enter(self, waiter: Waiter, asking: Asking, now: float) -> Queued | None:
         """Seats the request at once, or queues it (then the ticket is returned), or raises Refusal (429 or 503)."""
@@ -89,6 +93,10 @@ class Admission:
         self.shares.asked(asking.key_id, asking.weight, now)
         decision = self._choose(asking)
         has_seat = decision.replica is not None and self._may_take(asking) and not (asking.at_once and decision.panic)
+        if asking.suspect:
+            if (refusal := self.suspects.refusal(asking.suspect, now)) is not None:
+                raise refusal
+            has_seat = has_seat and self.suspects.verdict(asking.suspect) != "undecided"
         if has_seat and not self.queue.waiting:
             self.queue.charge(asking)
             self._seat(waiter, asking, decision)
@@ -133,6 +141,8 @@ class Admission:
         if concurrency is not None and (result.first_delta_s or seats.in_flight > concurrency.floor):
             concurrency.left(seats.in_flight, result, self.clock())
         seats.in_flight -= 1
+        if asking.suspect and seats.suspects:
+            seats.suspects -= 1
         self.shares.gave(asking.key_id)
         if result.kind == "answered":
             if result.held_s:
@@ -155,7 +165,11 @@ class Admission:
             if ticket is None:
                 return
             decision = self._choose(ticket.asking)
-            if decision.replica is None:
+            poison = self.suspects.refusal(ticket.asking.suspect, monotonic()) if ticket.asking.suspect else None
+            if poison is not None:
+                self.queue.drop(ticket)
+                ticket.waiter.not_seated(poison)
+            elif decision.replica is None:
                 self.queue.drop(ticket)
                 ticket.waiter.not_seated(self._refusal(decision.reason, code="unavailable"))
             else:
@@ -189,10 +203,25 @@ class Admission:
                 self.queue.drop(ticket)
                 waited_s = self.deployment.policy.queue_timeout_s
                 ticket.waiter.not_seated(self._refusal(f"waited {waited_s:g} s for a free replica", code="unavailable"))
+        self.suspects.tidy(now)
         self.standing.look(bool(self.queue.waiting), now)
         self.shares.tidy(now, self._places())
         self.queue.tidy()
         self.advance()
+
+    def lost(self, seats: Seats, fingerprint: bytes, now: float, *, sent_as: SentAs, begun: bool) -> None:
+        """A connection was lost in the middle of this request. One that drains may cut what it still has."""
+        if seats.replica.draining:
+            return
+        self.suspects.lost(seats.launch, fingerprint, now, sent_as=sent_as, begun=begun)
+        if self.seats.get(seats.replica.name) is not seats:
+            self.suspects.died(seats.launch, now)
+
+    def passed(self, seats: Seats) -> None:
+        """The isolated suspect has come further than where it was lost: another one may come beside it."""
+        if seats.suspects:
+            seats.suspects -= 1
+            self.advance()
 
     def retry_after_s(self) -> int:
         """When it is worth trying again: the queue ÷ the rate at which seats fall free."""
@@ -293,6 +322,10 @@ class Admission:
         return sum([one.limit for one in self.seats.values() if not one.replica.draining])
 
     def _may_go(self, ticket: Queued) -> bool:
+        if suspect := ticket.asking.suspect:
+            verdict = self.suspects.verdict(suspect)
+            if verdict in ("convicted", "undecided"):
+                return verdict == "convicted"
         decision = self._choose(ticket.asking)
         if decision.replica is None:
             return decision.reason == NOBODY_LEFT
@@ -320,6 +353,8 @@ class Admission:
         excluded = asking.excluded
         # A list first: a generator costs twice as much, and this runs for every request.
         candidates = [one.candidate(excluded) for one in self.seats.values() if not one.replica.draining]
+        if asking.suspect:
+            candidates = [one.for_suspect(excluded) for one in self.seats.values() if not one.replica.draining]
         return choose(tuple(candidates), self.turns)
 
     def _seat(self, waiter: Waiter, asking: Asking, decision: Decision) -> None:
@@ -330,13 +365,17 @@ class Admission:
         if seats.breaker is not CLOSED:
             seats.breaker = probed(seats.breaker)
         self.shares.took(asking.key_id)
+        if asking.suspect:
+            seats.suspects += 1
         waiter.seated(seats, decision)
 
     def update(self, deployment: Deployment) -> list[Pool]:
         """Take in a new topology; returns the pools of launches that are gone, for the caller to close."""
+        limit = deployment.policy.failover.poison_deaths
+        if limit != self.suspects.limit or _is_other_engine(self.deployment, deployment):
+            self.suspects = Suspects(limit)
         self.deployment = deployment
         self.queue.most, self.queue.most_bytes = deployment.policy.max_queued, deployment.policy.max_queued_bytes
-        gone: list[Pool] = []
         fresh: dict[str, Seats] = {}
         for replica in deployment.replicas:
             known = self.seats.get(replica.name)
@@ -345,7 +384,15 @@ class Admission:
             else:
                 fresh[replica.name] = Seats(replica, Pool(replica.address))
             fresh[replica.name].update(replica, deployment.policy)
-        gone = [one.pool for name, one in self.seats.items() if fresh.get(name) is not one]
+        gone = [one for name, one in self.seats.items() if fresh.get(name) is not one]
         self.seats = fresh
+        for one in gone:
+            if not one.replica.draining:
+                self.suspects.died(one.launch, monotonic())
         self.advance()
-        return gone
+        return [one.pool for one in gone]
+
+
+def _is_other_engine(before: Deployment, now: Deployment) -> bool:
+    """What ended the one need not end the other."""
+    return (before.engine, before.engine_model, before.created_at) != (now.engine, now.engine_model, now.created_at)

@@ -108,10 +108,11 @@ class Holder(Protocol):
 class Attempt:
     """`seats` is a seat held for it by its holder, from before it begins until after its end. It is `over` once its
     connection has been given back or closed. `lane` is how its answer travels, where that is a stream; `relaying` once
-    a piece of it has gone to the client: until then the engine's events are held back."""
+    a piece of it has gone to the client: until then the engine's events are held back. `refused` where nobody listens
+    at its address any more."""
 
     progressed = True
-    relaying = over = False
+    relaying = over = refused = False
     quiet_since = 0.0
     sendings = 0
     error_status = 0
@@ -145,6 +146,7 @@ class Attempt:
         try:
             connection = await self.seats.pool.connect()
         except (OSError, TimeoutError) as error:
+            self.refused = isinstance(error, (ConnectionRefusedError, FileNotFoundError))
             self.fail("unconnected", f"the engine does not take connections ({type(error).__name__})")
             return
         if self.over:

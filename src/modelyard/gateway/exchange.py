@@ -11,7 +11,6 @@ from typing import Protocol
 import msgspec
 
 from modelyard.gateway.admission import WITHDRAWN, Admission, Queued, Result
-from modelyard.gateway.asked import Asked
 from modelyard.gateway.attempt import Attempt, Failure, Reader
 from modelyard.gateway.breaker import CLOSED, Event
 from modelyard.gateway.debug_window import overheard
@@ -20,9 +19,10 @@ from modelyard.gateway.estimate import prompt_tokens
 from modelyard.gateway.heads import json_response, stream_head
 from modelyard.gateway.hedge import Hedge, may_be_hedged
 from modelyard.gateway.lanes import LAST_CHUNK, Usage, chunk
-from modelyard.gateway.refusals import Refusal, error_event, unavailable
+from modelyard.gateway.refusals import POISON_REQUEST, Refusal, error_event, unavailable
 from modelyard.gateway.request import Request
 from modelyard.gateway.seats import Seats
+from modelyard.gateway.suspected import Suspected
 from modelyard.gateway.turns import Work
 from modelyard.gateway.worker import Worker
 from modelyard.records.decision import Admitted, Decision
@@ -50,7 +50,7 @@ class Client(Reader, Protocol):
         ...
 
 
-class Exchange(Asked):
+class Exchange(Suspected):
     """One request to one deployment. `attempt` is its sending to a replica, from `seated` until `_end`; beside it
     `hedge` may have another one under way until one of them answers."""
 
@@ -84,6 +84,8 @@ class Exchange(Asked):
             finally:
                 self._overhear()
             admission.requests += 1
+            if admission.suspects:
+                self.suspect(admission)
             self._enter(admission)
         except Refusal as refusal:
             self._refuse(refusal)
@@ -129,7 +131,7 @@ class Exchange(Asked):
     def _prepare_hedge(self, attempt: Attempt) -> None:
         admission = self.admission
         assert admission is not None
-        if may_be_hedged(len(self.request.body), admission):
+        if not self.asking.suspect and may_be_hedged(len(self.request.body), admission):
             self.hedge = Hedge(self, attempt, admission, self.worker)
 
     def not_seated(self, refusal: Refusal) -> None:
@@ -144,6 +146,8 @@ class Exchange(Asked):
         if attempt.seats.breaker.state == "half_open":
             self._learn(attempt.seats, "answered")
         self._choose(attempt)
+        if self.asking.suspect and self.admission is not None:
+            self.passed(self.admission, attempt, resumed=bool(self.first_byte_at))
         if self.first_byte_at:
             return b""
         self.first_byte_at = now()
@@ -181,6 +185,8 @@ class Exchange(Asked):
             return
         if failure.kind == "unconnected":
             attempt.seats.refusing = True
+        if self.admission is not None:
+            self.lost(self.admission, attempt, failure)
         self._learn(attempt.seats, failure.event)
         if self._has_another(attempt, failure):
             return
@@ -223,9 +229,11 @@ class Exchange(Asked):
         assert admission is not None
         self.note(attempt, _TRIED[failure.kind], failure.cause)
         self.attempt = None
-        self.asking = msgspec.structs.replace(self.asking, excluded=self._failed_by(attempt))
+        before = self.asking
+        self.asking = msgspec.structs.replace(before, excluded=self._failed_by(attempt), again=True)
         self.failed = (*self.failed, attempt.seats)
-        admission.leave(attempt.seats, _FAILED, self.asking)
+        admission.leave(attempt.seats, _FAILED, before)
+        self.suspect(admission)
         try:
             self._enter(admission)
         except Refusal as refusal:
@@ -238,6 +246,7 @@ class Exchange(Asked):
         body = self.resumable.go_on()
         if body is None:
             return False
+        self.remember_body()
         self.body = body
         self.resumed += 1
         self.events_before += attempt.events() if attempt.relaying else 0
@@ -370,6 +379,9 @@ class Exchange(Asked):
             return
         if refusal.status == 503 and outcome == "refused":
             outcome = "unavailable"
+        if refusal.code == POISON_REQUEST and self.tried:
+            # It was sent: that it got no answer is the engine's fault.
+            outcome = "upstream_failed"
         request = self.request
         out = refusal.response(request.id, keep_alive=request.keep_alive, shape=request.route.shape)
         request.keep_alive = request.keep_alive and not refusal.close
@@ -441,5 +453,7 @@ class Exchange(Asked):
         if attempt is not None and admission is not None:
             if attempt.seats.breaker is not CLOSED and outcome not in ("upstream_failed", "truncated", "unavailable"):
                 self._learn(attempt.seats, "answered" if outcome in ("complete", "refused") else "withdrawn")
+            if admission.suspects and outcome in ("complete", "refused"):
+                self.cleared(admission, attempt)
             admission.leave(attempt.seats, self._result(outcome, usage, attempt.began), self.asking)
         self.client.exchange_ended(self)

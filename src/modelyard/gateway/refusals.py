@@ -13,6 +13,7 @@ from modelyard.gateway.heads import head
 from modelyard.records.decision import Admitted
 
 Shape = Literal["openai", "anthropic"]
+POISON_REQUEST = "poison_request"
 _ANTHROPIC_KINDS = {
     401: "authentication_error",
     403: "permission_error",
@@ -83,6 +84,15 @@ def anthropic_error_body(status: int, message: str, request_id: str) -> bytes:
 def error_event(message: str, *, code: str) -> bytes:
     """A server-sent event for a stream that cannot go on; never followed by [DONE]."""
     return b"data: " + error_body(500, message, code=code) + b"\n\n"
+
+
+def poison_request(deaths: int, left_s: float) -> Refusal:
+    """A request that has ended its engine so many times is not sent to another one."""
+    message = (
+        f"this request has ended the engine {deaths} times and is not sent again for {max(1, round(left_s / 60))} min: "
+        "change it, or report it to whoever runs this gateway"
+    )
+    return Refusal(422, message, code=POISON_REQUEST)
 
 
 def unknown_model(name: str) -> Refusal:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from modelyard.gateway.breaker import CLOSED, Breaker
 from modelyard.gateway.concurrency import Concurrency
+from modelyard.gateway.poison import Launch
 from modelyard.gateway.upstream import Pool
 from modelyard.records.decision import Candidate
 from modelyard.records.topology import Policy, Replica
@@ -14,7 +17,8 @@ from modelyard.records.topology import Policy, Replica
 @dataclass(slots=True)
 class Seats:
     """`pool` holds the launch's open connections; `refusing` while it took no connection lately. `limit` is how many
-    seats there are now: the replica's `max_in_flight`, or fewer where `concurrency` says so."""
+    seats there are now: the replica's `max_in_flight`, or fewer where `concurrency` says so. `suspects` counts the
+    isolated ones in flight here: one at most."""
 
     replica: Replica
     pool: Pool
@@ -22,6 +26,7 @@ class Seats:
     refusing: bool = False
     breaker: Breaker = CLOSED
     concurrency: Concurrency | None = None
+    suspects: int = 0
     limit: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -48,6 +53,10 @@ class Seats:
         if self.concurrency is not None:
             self.limit = self.concurrency.look(self.in_flight, now)
 
+    @property
+    def launch(self) -> Launch:
+        return self.replica.name, self.replica.launch
+
     def candidate(self, excluded: frozenset[str]) -> Candidate:
         """As the chooser sees it for a request that these replicas have failed."""
         replica, breaker = self.replica, self.breaker
@@ -66,3 +75,8 @@ class Seats:
             else "",
             badness=breaker.badness,
         )
+
+    def for_suspect(self, excluded: frozenset[str]) -> Candidate:
+        """For one that must be isolated: where another one is, there is no place for it."""
+        seen = self.candidate(excluded)
+        return msgspec.structs.replace(seen, max_in_flight=0) if self.suspects else seen

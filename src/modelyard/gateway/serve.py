@@ -78,6 +78,7 @@ async def _serve(
     service.worker.pressure = pressure
     tasks = prepare(service)
     tasks += [loop.create_task(service.sweep_forever()), loop.create_task(journal.sync_forever(service.is_sent))]
+    tasks.append(loop.create_task(service.worker.doubts.settle_forever(service.worker.admissions)))
     certificates = Certificates(tls) if tls is not None else None
     if certificates is not None:
         tasks.append(loop.create_task(certificates.follow_forever()))

@@ -97,6 +97,8 @@ class Service:
             due = time.monotonic() + SWEEP_INTERVAL_S
             await asyncio.sleep(SWEEP_INTERVAL_S)
             self.sweep(time.monotonic() - due)
+            # Those that could not be settled are asked again.
+            self.worker.doubts.raised.set()
 
     # The end.
 

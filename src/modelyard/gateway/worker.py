@@ -12,6 +12,7 @@ import msgspec
 from modelyard.gateway.accounts import Accounts
 from modelyard.gateway.admission import Admission
 from modelyard.gateway.debug_window import DebugFiles
+from modelyard.gateway.doubts import Doubts
 from modelyard.gateway.heads import json_response
 from modelyard.gateway.journal import JournalWriter
 from modelyard.gateway.keyring import Keyring
@@ -50,6 +51,7 @@ class Worker:
         self.later = later
         self.turns = Turns()
         self.pressure = Pressure()
+        self.doubts = Doubts()
         # Where prompts and answers go while a debug window is open; nowhere unless the process is told.
         self.debug: DebugFiles | None = None
         self._requests = 0

@@ -17,6 +17,7 @@ _BY_CODE = {
     "unavailable": "no seat in time: add replicas, or raise limits.queue_timeout_s; what is open: modelyard status",
     "engine_unavailable": "see what the engine said: modelyard logs DEPLOYMENT, and whether it runs: modelyard status",
     "engine_error": "see what the engine said: modelyard logs DEPLOYMENT",
+    "poison_request": "it ended its engine each time: see how, modelyard logs DEPLOYMENT, and change the request",
     "engine_refused": "the engine did not take this request; its answer to the client says why",
 }
 _BY_OUTCOME: dict[Outcome, str] = {

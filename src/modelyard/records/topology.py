@@ -27,6 +27,8 @@ class Failover(Record):
     A replica is taken out for `eject_s`, twice as long each time up to `eject_most_s`, after `eject_after` lost
     connections in a row, or when `eject_share` of at least `eject_volume` requests within ten seconds failed.
 
+    A request that has ended an engine `poison_deaths` times is refused; with 0 none is.
+
     Up to `hedge_share` of the requests are sent to a second replica while the first one works on them: streams whose
     first token is late, with prompts of `hedge_prompt_tokens` at most."""
 
@@ -40,6 +42,7 @@ class Failover(Record):
     eject_volume: int = 20
     eject_s: float = 1.0
     eject_most_s: float = 30.0
+    poison_deaths: int = 2
     hedge_share: float = 0.0
     hedge_prompt_tokens: int = 512
 

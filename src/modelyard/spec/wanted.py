@@ -133,6 +133,13 @@ class Failover(Record, forbid_unknown_fields=True):
         Seconds, Meta(description="For how long; then one request may try it. Twice as long each further time ...")
     ] = 1.0
     eject_most_s: Annotated[Seconds, Meta(description="... up to this.")] = 30.0
+    poison_deaths: Annotated[
+        Literal[0, 2, 3, 4],
+        Meta(
+            description="A request that has ended the engine so often, the last time as the only one that may have "
+            "done it, is refused with 422 for an hour; 0: never."
+        ),
+    ] = 2
     hedge_share: Annotated[
         float,
         Meta(

@@ -138,7 +138,9 @@ class Knobs:
     crash_after_tokens: int | None = None
     """End the process, with exit code 1, after this many tokens of an answer."""
     crash_on_text: str = ""
-    """A poison prompt: end the process before the first token of an answer to a prompt that contains this text."""
+    """A poison prompt: end the process before the first token of an answer to a prompt that contains this text ..."""
+    crash_on_text_after: int = 0
+    """... or after so many tokens of it."""
     hang_after_tokens: int | None = None
     """Stop producing, for every request, after this many tokens of an answer; `None` goes on again."""
     hang_on_text: str = ""

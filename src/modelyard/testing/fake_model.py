@@ -140,7 +140,8 @@ class FakeModel:
     async def _misbehave(self, job: Job, made: int) -> None:
         """What the knobs ask for once `made` tokens of an answer are out."""
         knobs = self._knobs
-        if made == knobs.crash_after_tokens or (knobs.crash_on_text and knobs.crash_on_text in job.prompt):
+        is_poison = bool(knobs.crash_on_text) and knobs.crash_on_text in job.prompt
+        if made == knobs.crash_after_tokens or (is_poison and made == knobs.crash_on_text_after):
             await asyncio.sleep(0)  # what is produced leaves first
             crash()
         if made == knobs.hang_after_tokens or (knobs.hang_on_text and knobs.hang_on_text in job.prompt):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 from modelyard.selftest.asking import Asked, ask
 from modelyard.selftest.bench import MODEL, Bench, deployment, replica, until
@@ -57,12 +58,16 @@ async def kill_on(bench: Bench, engines: Engines, strike_s: tuple[float, float])
 
 
 class _Asking:
+    """Each request is another one: what is there whenever an engine ends is refused as poison."""
+
     def __init__(self, gateway: GatewayProcess, engines: Engines) -> None:
         self._gateway, self._engines = gateway, engines
+        self._numbers = itertools.count()
 
     async def ask(self, *, stream: bool, tokens: int = TOKENS) -> Asked:
-        body, text = chat(MODEL, stream=stream, tokens=tokens), self._engines.text(tokens)
-        return await ask(self._gateway, body, within_s=DEADLINE_S, expected=text)
+        content = f"Tell me about the number {next(self._numbers)}."
+        body = chat(MODEL, stream=stream, tokens=tokens, content=content)
+        return await ask(self._gateway, body, within_s=DEADLINE_S, expected=self._engines.text(tokens))
 
     async def is_served(self) -> bool:
         return (await self.ask(stream=False, tokens=1)).verdict == "whole"

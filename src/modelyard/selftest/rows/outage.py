@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from contextlib import AsyncExitStack
 
@@ -28,6 +29,7 @@ REQUESTS_PER_S = 100
 RETRY_SHARE, RETRIES_PER_S = 0.1, 3.0
 RECOVERED_WITHIN_S = 5.0
 IN_A_ROW = 50
+_NUMBERS = itertools.count()
 
 PANIC_REPLICAS = 3
 # Longer than a round, so that no replica half opens in it.
@@ -146,7 +148,9 @@ async def _answers_in_a_row(gateway: GatewayProcess) -> bool:
 
 
 async def _ask(gateway: GatewayProcess) -> Response | None:
-    return await gateway.answer(post(CHAT, gateway.key, chat(MODEL, tokens=TOKENS)), DEADLINE_S)
+    """Each prompt is another one: what is there whenever an engine ends would be refused as poison."""
+    body = chat(MODEL, tokens=TOKENS, content=f"request {next(_NUMBERS)}")
+    return await gateway.answer(post(CHAT, gateway.key, body), DEADLINE_S)
 
 
 STORM = Row(

@@ -24,8 +24,16 @@ TOKEN_INTERVAL_S = 0.01
 DEADLINE_S = 60.0
 PIECES = ("w0", *(f" w{index}" for index in range(1, TOKENS)))
 COMPLETIONS = "/v1/completions"
-# So often that nothing but a replica's death ends a stream: here the budget is not what is tried.
-FAILOVER = Failover(on_broken_stream="resume", retry_share=1.0, retries_per_s=100.0, sendings=8, eject_after=10_000)
+# So often that nothing but a replica's death ends a stream: here the budget is not what is tried. A few requests, asked
+# over and over, are there at every death: nobody can tell them from poison.
+FAILOVER = Failover(
+    on_broken_stream="resume",
+    retry_share=1.0,
+    retries_per_s=100.0,
+    sendings=8,
+    eject_after=10_000,
+    poison_deaths=0,
+)
 CLAIM = (
     "Another replica goes on: nothing is lost or doubled at the seam, what was delivered stays, one id, one role, one "
     "reason to finish, `[DONE]` at a complete end only; prompt and delivered tokens are billed once."

@@ -1,0 +1,58 @@
+"""A request's part in what becomes of engines: whether it is suspected to have ended one, and what clears it."""
+
+from __future__ import annotations
+
+from time import monotonic as now
+
+import msgspec
+
+from modelyard.gateway.admission import Admission
+from modelyard.gateway.asked import Asked
+from modelyard.gateway.attempt import Attempt, Failure
+from modelyard.gateway.poison import fingerprint
+
+
+class Suspected(Asked):
+    """`fingerprint` is that of what was asked at first, from when it is needed: the rest of a stream that another
+    replica is asked for has another body. `asking.suspect` bears it while the request is isolated; it `has_passed`
+    once it was."""
+
+    fingerprint = b""
+    has_passed = False
+
+    def remember_body(self) -> bytes:
+        """To be called before the body changes. Returns the fingerprint."""
+        self.fingerprint = self.fingerprint or fingerprint(self.endpoint, self.body)
+        return self.fingerprint
+
+    def suspect(self, admission: Admission) -> None:
+        """Ask for a seat as a suspect, if it is one."""
+        found = self.remember_body()
+        suspect = found if admission.suspects.verdict(found) else b""
+        self.has_passed = False
+        if suspect != self.asking.suspect:
+            self.asking = msgspec.structs.replace(self.asking, suspect=suspect)
+
+    def lost(self, admission: Admission, attempt: Attempt, failure: Failure) -> None:
+        """Its engine may have died, and this request may be why. What was sent on a connection that had been idle, and
+        could not be sent on a fresh one, was lost all the same."""
+        at = now()
+        if attempt.sendings and failure.kind in ("lost", "unconnected"):
+            sent_as = "isolated" if self.asking.suspect else "passed" if self.has_passed else ""
+            admission.lost(attempt.seats, self.remember_body(), at, sent_as=sent_as, begun=attempt.relaying)
+            self.worker.doubts.raised.set()
+        if attempt.refused:
+            admission.suspects.died(attempt.seats.launch, at)
+
+    def passed(self, admission: Admission, attempt: Attempt, *, resumed: bool) -> None:
+        """The first piece of an answer is further than where it was lost before that, and so is the first one of the
+        rest of a stream. One that was lost in the middle, and is asked anew, has that point still before it."""
+        if resumed or not admission.suspects.has_begun(self.fingerprint):
+            self.has_passed = True
+            self.asking = msgspec.structs.replace(self.asking, suspect=b"")
+            admission.passed(attempt.seats)
+
+    def cleared(self, admission: Admission, attempt: Attempt) -> None:
+        """The engine has answered: it lives, and this request does not end it."""
+        admission.suspects.answered(self.remember_body())
+        admission.suspects.lived(attempt.seats.launch, attempt.began)
