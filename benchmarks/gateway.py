@@ -190,7 +190,11 @@ def main() -> int:
         print(f"{name}: {peers.PEERS[name].configured}")
     print(processes.note_on_neighbours(foreign_cores))
     if chosen.json is not None:
-        facts = {"foreign_cores": foreign_cores, "rounds": chosen.rounds, "upstream": chosen.upstream_kind}
+        facts: dict[str, object] = {
+            "foreign_cores": foreign_cores,
+            "rounds": chosen.rounds,
+            "upstream": chosen.upstream_kind,
+        }
         chosen.json.write_text(report(contest, found, unjudged, facts))
     return conclude(found, unjudged)
 

@@ -14,6 +14,7 @@ from benchmarks.gateway_rows import HUGE_BODY, LARGE_BODY, MB, ROWS, SMALL_BODY,
 from benchmarks.jobs import LoadProcess, WrongResult
 from benchmarks.stalls import probing
 from benchmarks.subjects import Journal, Subject, Upstream
+from benchmarks.yard_at_rest import yard_rss_bytes
 
 MEMORY_EVERY_S = 0.2
 
@@ -121,6 +122,17 @@ class Bench:
         self._keep(subject, "gap_max_ms", cost.result["gap_max_s"] * 1e3)
         if peak_bytes:
             self._keep(subject, "stream_rss_mib", max(peak_bytes) / MB)
+
+    def _translated(self, subject: Subject, sizes: Sizes) -> None:
+        with self._connected(subject, sizes.streams):
+            self._metered(subject, load.Streams(10, subject.translates))
+            cost = self._metered(subject, load.Streams(sizes.stream_events, subject.translates))
+        self._keep_cpu(subject, "translated_chunk_cpu_us", cost.cpu_s / cost.result["events"] * 1e6)
+
+    def _idle(self, subject: Subject, sizes: Sizes) -> None:
+        """Of the whole product, not of a gateway alone: measured in the first round, and not of others."""
+        if subject.journal is not None and not self.samples["yard_rss_mib"]:
+            self._keep(subject, "yard_rss_mib", yard_rss_bytes() / MB)
 
     def _keep(self, subject: Subject, metric: str, value: float) -> None:
         self.samples[metric][subject.name].append(value)

@@ -21,6 +21,8 @@ from benchmarks.gateway_texts import (
     STREAM_INTERVAL_S,
     answer_says,
     expected_stream,
+    messages_body,
+    messages_say,
     stream_body,
     stream_says,
     unary_body,
@@ -29,6 +31,7 @@ from benchmarks.jobs import WrongResult, answer_jobs
 from benchmarks.wire import Connection, arrivals, connect, events_of, post
 
 PATH = "/v1/chat/completions"
+MESSAGES_PATH = "/v1/messages"
 SILENCE_S = 20.0
 
 
@@ -48,7 +51,10 @@ class Unary(msgspec.Struct, tag="unary"):
 
 
 class Streams(msgspec.Struct, tag="streams"):
+    """`translated`: asked in Anthropic's dialect, so that every event of the engine's has to be told anew."""
+
     events: int
+    translated: bool = False
 
 
 class Close(msgspec.Struct, tag="close"):
@@ -136,15 +142,12 @@ class Load:
         )
 
     def _is_the_answer(self, body: bytes) -> bool:
-        return says_the_same(answer_says, body, ANSWER) if self.target.rewritten else body == ANSWER
+        return says_the_same(answer_says, body, answer_says(ANSWER)) if self.target.rewritten else body == ANSWER
 
     async def streams(self, job: Streams) -> StreamsResult:
         """One stream for each connection; they begin spread over one interval, as independent clients do."""
         await self._begin()
-        requests = [
-            post(self.target.address, PATH, self.target.key, stream_body(self.target.model, stream, job.events))
-            for stream in range(len(self.connections))
-        ]
+        requests = [self._stream_request(stream, job) for stream in range(len(self.connections))]
         done: list[Connection] = []
 
         def judge(connection: Connection) -> None:
@@ -158,18 +161,28 @@ class Load:
             connection.tag = stream
             loop.call_later(STREAM_INTERVAL_S * stream / len(self.connections), connection.send, requests[stream])
         await self._finish()
-        return self._check_streams(job.events, perf_counter() - began)
+        return self._check_streams(job.events, perf_counter() - began, translated=job.translated)
 
-    def _check_streams(self, events: int, elapsed_s: float) -> StreamsResult:
+    def _stream_request(self, stream: int, job: Streams) -> bytes:
+        target = self.target
+        if job.translated:
+            return post(target.address, MESSAGES_PATH, target.key, messages_body(target.model, job.events))
+        return post(target.address, PATH, target.key, stream_body(target.model, stream, job.events))
+
+    def _check_streams(self, events: int, elapsed_s: float, *, translated: bool) -> StreamsResult:
         gaps: list[float] = []
         received = 0
         for connection in self.connections:
-            expected = expected_stream(connection.tag, events)
+            expected = expected_stream(0 if translated else connection.tag, events)
             got = events_of(connection.body)
-            if connection.status != 200 or not self._is_the_stream(got, expected):
+            if translated:
+                is_right = says_the_same(messages_say, got, stream_says(events_of(expected)))
+            else:
+                is_right = self._is_the_stream(got, expected)
+            if connection.status != 200 or not is_right:
                 raise WrongResult(first_difference(connection.tag, connection.status, got, events_of(expected)))
             times = arrivals(connection.pieces)
-            received += events + 1 if self.target.rewritten else len(times)
+            received += events + 1 if self.target.rewritten or translated else len(times)
             # [DONE] follows the last event at once and says nothing about the pace.
             gaps += [later - earlier for earlier, later in pairwise(times[:-1])]
         return StreamsResult(
@@ -184,7 +197,7 @@ class Load:
 
     def _is_the_stream(self, got: list[bytes], expected: bytes) -> bool:
         if self.target.rewritten:
-            return says_the_same(stream_says, got, events_of(expected))
+            return says_the_same(stream_says, got, stream_says(events_of(expected)))
         return b"".join(got) == expected
 
     async def _begin(self) -> None:
@@ -208,9 +221,9 @@ class Load:
 
 
 def says_the_same(reader: Callable[[Any], object], got: object, expected: object) -> bool:
-    """Whether both read alike; what cannot be read says nothing."""
+    """Whether `got` says what is expected; what cannot be read says nothing."""
     try:
-        return reader(got) == reader(expected)
+        return reader(got) == expected
     except (ValueError, LookupError, TypeError, AttributeError):
         return False
 

@@ -13,7 +13,7 @@ SMALL_BODY = 800
 LARGE_BODY, HUGE_BODY = 32 * KB, MB
 STREAMS = 200
 
-GROUPS = ("unary", "large", "huge", "latency", "streams")
+GROUPS = ("unary", "large", "huge", "latency", "streams", "translated", "idle")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,8 @@ ROWS = {
         Row("resident memory before the first load [MiB]", "idle_rss_mib"),
         Row(f"resident memory, {STREAMS} streams [MiB]", "stream_rss_mib"),
     ),
+    "translated": (Row("CPU per chunk told in another dialect (nginx: as it is) [µs]", "translated_chunk_cpu_us"),),
+    "idle": (Row("resident memory at rest: yard, control and gateway [MiB]", "yard_rss_mib"),),
 }
 
 # What the gateway adds or takes by itself: metric -> (limit, compare, what of the rounds is judged).
@@ -58,6 +60,7 @@ BOUNDS: dict[str, tuple[float, Literal["less", "alone"], Literal["median", "maxi
     "latency_p99_ms": (2.0, "less", "median"),
     "gap_p99_ms": (5.0, "less", "median"),
     "stream_rss_mib": (60, "alone", "maximum"),
+    "yard_rss_mib": (150, "alone", "maximum"),
 }
 
 # What it costs beside others: (metric, other) -> (limit, what is judged). A peer counts as beaten where the whole 95 %
@@ -68,6 +71,7 @@ RATIOS: dict[tuple[str, str], tuple[float, Literal["median", "upper"]]] = {
     (f"unary_{SMALL_BODY}_cpu_us", "litellm"): (1 / 80, "upper"),
     ("chunk_cpu_us", "nginx"): (1.5, "median"),
     ("chunk_cpu_us", "vllm-router"): (1.0, "upper"),
+    ("translated_chunk_cpu_us", "nginx"): (3.0, "median"),
 }
 
 

@@ -71,6 +71,14 @@ def stream_says(events: list[bytes]) -> tuple[str, str | None, bool]:
     return text, finish, events[-1:] == [DONE]
 
 
+def messages_say(events: list[bytes]) -> tuple[str, str | None, bool]:
+    """The same of a stream in Anthropic's dialect, in the words of chat."""
+    values = [json.loads(event.rpartition(b"\ndata: ")[2]) for event in events]
+    text = "".join(value["delta"]["text"] for value in values if value["type"] == "content_block_delta")
+    reasons = [value["delta"]["stop_reason"] for value in values if value["type"] == "message_delta"]
+    return text, {"max_tokens": "length"}.get(reasons[-1]), values[-1]["type"] == "message_stop"
+
+
 def unary_body(model: str, size_bytes: int) -> bytes:
     """A chat request of exactly `size_bytes`: a system message and turns of at most 4 KB."""
     messages = [{"role": "system", "content": "You are a helpful assistant. Answer briefly."}]
@@ -93,6 +101,12 @@ def stream_body(model: str, stream: int, events: int) -> bytes:
     messages = [{"role": "user", "content": "Tell a story about a fox, a dog and a sphinx. " * 4}]
     body = {"model": model, "messages": messages, "max_tokens": events, "seed": stream, "stream": True}
     return _encoded(body)
+
+
+def messages_body(model: str, events: int) -> bytes:
+    """The same story asked for in Anthropic's dialect, which knows no seed: the engine takes it for stream 0."""
+    messages = [{"role": "user", "content": "Tell a story about a fox, a dog and a sphinx. " * 4}]
+    return _encoded({"model": model, "messages": messages, "max_tokens": events, "stream": True})
 
 
 def _encoded(body: object) -> bytes:

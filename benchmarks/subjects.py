@@ -119,7 +119,8 @@ class Journal:
 class Subject:
     """Something that answers chat requests at `address`. `pid` is the root of its processes (None: the engine itself);
     `health` a path that it answers without the engine (None: its stalls are not looked for). `rewritten`: it decodes
-    answers and encodes them again. `share` of the common load is what it gets, so that a slow one ends in minutes."""
+    answers and encodes them again. `translates`: it answers in Anthropic's dialect for engines that know chat. `share`
+    of the common load is what it gets, so that a slow one ends in minutes."""
 
     name: str
     address: str
@@ -129,6 +130,7 @@ class Subject:
     health: str | None = "/health"
     journal: Journal | None = None
     rewritten: bool = False
+    translates: bool = False
     share: float = 1.0
 
 
@@ -217,7 +219,8 @@ def our_gateway(folder: Path, upstream_url: str, model: str = MODEL) -> Generato
     argv += ["--key", key, "--state", str(state)]
     with child(argv, folder / "gateway.log", {**os.environ, "MODELYARD_STATE": str(state)}) as process:
         address = f"http://127.0.0.1:{port}"
-        subject = Subject("gateway", address, process.pid, model, key, journal=Journal(state / "journal"))
+        journal = Journal(state / "journal")
+        subject = Subject("gateway", address, process.pid, model, key, journal=journal, translates=True)
         wait_until_it_answers(subject, process, folder / "gateway.log")
         yield subject
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from msgspec.structs import replace
+
 from modelyard.engines.contract import Engine, Installed
 from modelyard.engines.fake import FakeAdapter
 from modelyard.engines.sizing import BadSetting, Footprint, Room, SettingValue
@@ -65,6 +67,10 @@ class SizedFake(FakeAdapter):
     default_sequences = 4
     kv_block_tokens = 16
     whole_contexts = False
+    capabilities = replace(
+        FakeAdapter.capabilities,
+        endpoints=FakeAdapter.capabilities.endpoints | {"/v1/messages", "/v1/responses"},
+    )
 
     def unfit(self, card: Card) -> str | None:
         return None

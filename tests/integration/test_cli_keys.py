@@ -37,14 +37,14 @@ prices:
 
 
 class Yard:
-    """A yard that serves `small`."""
+    """A yard that serves `small`, with two workers of the gateway."""
 
     def __init__(self, root: Path) -> None:
         self.state = open_state(root / "state")
         self.command = Command(self.state.root, (FAKE_UP,))
         spec = root / "small.yaml"
         spec.write_text(SPEC)
-        up = self.command("up", "-d", "--port", "0", str(spec), "--json", check=True)
+        up = self.command("up", "-d", "--port", "0", "--workers", "2", str(spec), "--json", check=True)
         self.port = int(up.lines[-1]["url"].rpartition(":")[2].removesuffix("/v1"))
 
 
@@ -90,11 +90,14 @@ class Served:
         with Wire(("127.0.0.1", self._port)) as wire:
             return wire.ask(post(json.dumps(body).encode(), key=key, path="/v1/completions"))
 
-    def status_within(self, key: str, status: int, **fields: Any) -> None:
-        """Requests are answered with `status`, from within the promised second on."""
-        deadline = time.monotonic() + LIVE_WITHIN_S
-        while (found := self.ask(key, **fields).status) != status:
-            assert time.monotonic() < deadline, found
+    def status_within(self, key: str, status: int, times: int = 8, **fields: Any) -> None:
+        """Requests are answered with `status`, so many in a row, whichever worker takes their connection; none is
+        answered otherwise after the promised second."""
+        deadline, right = time.monotonic() + LIVE_WITHIN_S, 0
+        while right < times:
+            found = self.ask(key, **fields).status
+            assert found == status or time.monotonic() < deadline, found
+            right = right + 1 if found == status else 0
 
 
 def value_of(response: Response) -> dict[str, Any]:
@@ -159,7 +162,7 @@ def test_a_child_never_exceeds_its_team_when_made_when_changed_and_while_it_runs
     assert [one.status for one in asked] == [200, 200, 200, 429]
     assert "the limit of 3 requests per minute (team 'bounded')" in value_of(asked[-1])["error"]["message"]
     served("teams", "change", "bounded", "--requests-per-minute", "4")
-    served.status_within(keys[0]["key"], 200)
+    served.status_within(keys[0]["key"], 200, times=1)
     assert served.ask(keys[1]["key"]).status == 429, "what was asked before the change counts"
 
 

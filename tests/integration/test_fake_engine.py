@@ -442,6 +442,14 @@ async def test_a_poison_prompt_ends_it_and_another_does_not():
         assert await engine.ended() == 1
 
 
+async def test_a_poison_prompt_may_end_it_in_the_middle_of_the_answer():
+    async with FakeEngine(crash_on_text="poison", crash_on_text_after=2) as engine:
+        await engine.request("POST", CHAT, a_chat("water"))
+        received = await until_closed(engine, on_the_wire(a_chat("some poison please", stream=True)))
+        assert await engine.ended() == 1
+    assert b'"content":" w1"' in received and b'"content":" w2"' not in received
+
+
 async def test_a_hung_engine_is_healthy_and_stands_still_until_it_is_let_go(eventually: Eventually):
     async with FakeEngine(hang_after_tokens=3, tokens=5) as engine:
         first = asyncio.create_task(engine.request("POST", CHAT, a_chat()))

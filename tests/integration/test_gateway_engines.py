@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from typing import Any
 
 import openai
@@ -14,6 +14,7 @@ from gateway_child import KEY, MODEL, Gateway, deployment, post, replica
 
 from modelyard.gateway.balance import replay
 from modelyard.records.journal import RequestRecord
+from modelyard.records.topology import Failover
 from modelyard.state import StateDirectory
 from modelyard.testing import FakeEngine
 
@@ -209,6 +210,37 @@ async def test_an_engine_that_dies_before_its_first_byte_is_unavailable(
         assert b"engine_unavailable" in again.body
         assert b"unix:" not in again.body, "where engines live is nobody's business"
     assert [record.outcome for record in await journal(served, eventually, 2)] == ["upstream_failed"] * 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_that_ends_two_engines_is_refused_and_the_third_one_serves_on(
+    gateway: Gateway, eventually: Eventually, stream: bool
+) -> None:
+    async with AsyncExitStack() as stack:
+        engines = [await stack.enter_async_context(FakeEngine(crash_on_text="poison")) for _ in range(3)]
+        replicas = [replica(engine.address, f"r{number}") for number, engine in enumerate(engines)]
+        gateway.publish(deployment(*replicas, failover=Failover(retries_per_s=100.0)))
+        await ready(gateway, eventually)
+        poison = {**ASK, "messages": [{"role": "user", "content": "poison"}], "stream": stream}
+        async with gateway.client() as client:
+            for _ in range(3):
+                with pytest.raises(openai.UnprocessableEntityError, match="has ended the engine 2 times"):
+                    await client.with_options(max_retries=3).chat.completions.create(**poison)
+            answer = await client.chat.completions.create(**ASK)
+        assert "Tokyo" in (answer.choices[0].message.content or "")
+        ended = [engine for engine in engines if await gone(engine)]
+    assert len(ended) == 2
+    refused = [record for record in gateway.records() if record.error == "poison_request"]
+    assert [record.attempts for record in refused if record.attempts] in ([], [2])
+    assert len(refused) == 3
+
+
+async def gone(engine: FakeEngine) -> bool:
+    try:
+        await engine.seen()
+    except (OSError, EOFError):
+        return True
+    return False
 
 
 async def test_an_engine_that_takes_no_connection_costs_no_request_while_another_one_serves(

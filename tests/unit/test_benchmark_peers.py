@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from benchmarks.gateway import conclude
 from benchmarks.gateway_bench import Sizes
 from benchmarks.gateway_load import says_the_same
 from benchmarks.gateway_rows import GROUPS, RATIOS, ROWS, budgets
-from benchmarks.gateway_texts import ANSWER, DONE, answer_says, expected_stream, stream_says
+from benchmarks.gateway_texts import ANSWER, DONE, answer_says, expected_stream, messages_say, stream_says
 from benchmarks.peer_environments import LOCKS, unknown_hooks
 from benchmarks.peers import PEERS, Place, in_a_line
 from benchmarks.subjects import CannotMeasure
@@ -37,23 +38,38 @@ def rewritten(events: list[bytes]) -> list[bytes]:
 def test_an_answer_that_was_encoded_anew_says_the_same() -> None:
     other = json.dumps({"system_fingerprint": None, **json.loads(ANSWER)}, indent=2, sort_keys=True).encode()
     assert other != ANSWER
-    assert says_the_same(answer_says, other, ANSWER)
+    assert says_the_same(answer_says, other, answer_says(ANSWER))
 
 
 @pytest.mark.parametrize("body", [ANSWER.replace(b"fox", b"cat"), ANSWER.replace(b"234", b"9")[:-9], b"", b"[]", b"{}"])
 def test_another_answer_or_none_does_not(body: bytes) -> None:
-    assert not says_the_same(answer_says, body, ANSWER)
+    assert not says_the_same(answer_says, body, answer_says(ANSWER))
 
 
 def test_a_stream_that_was_cut_anew_says_the_same() -> None:
-    assert says_the_same(stream_says, rewritten(EVENTS), EVENTS)
+    assert says_the_same(stream_says, rewritten(EVENTS), stream_says(EVENTS))
 
 
 @pytest.mark.parametrize(
     "events", [EVENTS[1:], EVENTS[:-1], EVENTS[:2] + EVENTS[3:], [EVENTS[1], EVENTS[0], *EVENTS[2:]], [], [b"data: 1"]]
 )
 def test_a_stream_that_lost_or_swapped_something_does_not(events: list[bytes]) -> None:
-    assert not says_the_same(stream_says, events, EVENTS)
+    assert not says_the_same(stream_says, events, stream_says(EVENTS))
+
+
+def in_another_dialect(events: list[bytes]) -> list[bytes]:
+    texts = [json.loads(event[5:])["choices"][0]["delta"]["content"] for event in events[:-1]]
+    values: list[dict[str, Any]] = [{"type": "message_start"}]
+    values += [{"type": "content_block_delta", "delta": {"text": text}} for text in texts]
+    values += [{"type": "message_delta", "delta": {"stop_reason": "max_tokens"}}, {"type": "message_stop"}]
+    return [f"event: {value['type']}\ndata: {json.dumps(value)}\n\n".encode() for value in values]
+
+
+def test_a_stream_in_another_dialect_says_the_same_and_a_shorter_one_does_not() -> None:
+    events = in_another_dialect(EVENTS)
+    assert says_the_same(messages_say, events, stream_says(EVENTS))
+    for wrong in (events[:2] + events[3:], events[:-1], [], [b"data: 1\n\n"]):
+        assert not says_the_same(messages_say, wrong, stream_says(EVENTS))
 
 
 def test_every_ratio_of_the_budget_is_asked_for_where_the_other_takes_part() -> None:
@@ -65,7 +81,7 @@ def test_every_ratio_of_the_budget_is_asked_for_where_the_other_takes_part() -> 
 
 def test_every_cpu_row_is_compared_with_everybody_and_what_has_no_budget_is_printed() -> None:
     cpu = [row.metric for group in GROUPS for row in ROWS[group] if row.metric.endswith("_cpu_us")]
-    assert len(cpu) == 4
+    assert len(cpu) == 5
     asked = {(b.metric, b.against): b.limit for b in budgets(GROUPS, ["smg"]) if b.compare == "over"}
     assert asked == {(metric, "smg"): None for metric in cpu}
 

@@ -244,7 +244,7 @@ def test_a_retry_goes_before_those_of_its_key_that_had_no_seat_yet(tmp_path: Pat
     others = [two.world.client()[0] for _ in range(3)]
     for other in others:
         other.data_received(post(chat()))
-    two.dies(0)
+    two.says(0, failed_with(500))
     exchange = two.client.exchange
     assert exchange is not None
     assert exchange.asking.excluded == frozenset()

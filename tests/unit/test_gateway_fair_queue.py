@@ -190,6 +190,19 @@ def test_what_is_given_elsewhere_counts_for_the_key() -> None:
     assert waiting.keys_waiting(0) == 1
 
 
+def test_lines_that_nobody_waits_in_are_gone() -> None:
+    """Each suspect waits in one of its own."""
+    waiting = queue()
+    put(waiting, "a")
+    for number in range(50):
+        ticket = Ticket(Asking("a", suspect=bytes([number])))
+        waiting.put(ticket)
+        waiting.drop(ticket)
+    assert list(waiting._lanes[0].lines) == ["a"]  # type: ignore[reportPrivateUsage]
+    take(waiting)
+    assert not waiting._lanes[0].lines  # type: ignore[reportPrivateUsage]
+
+
 def test_what_failed_is_given_back_to_the_key_although_it_goes_elsewhere_now() -> None:
     waiting = queue()
     failed = Asking("a", tokens=100)

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 from gateway_fakes import MODEL, deployment
 
+from modelyard.gateway import group as group_module
+from modelyard.gateway import link_to_owner as link_module
 from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Result
 from modelyard.gateway.group import Group
-from modelyard.gateway.group_wire import Ask, Hello
+from modelyard.gateway.group_wire import Ask, Granted, Hello
 from modelyard.gateway.journal import JournalWriter
 from modelyard.gateway.keyring import Keyring
 from modelyard.gateway.refusals import Refusal
@@ -44,6 +46,7 @@ class Asker:
 
     seats: Seats | None = None
     reason: str = ""
+    code: str = ""
     ticket: Queued | None = None
 
     def seated(self, seats: Seats, decision: Decision) -> None:
@@ -52,7 +55,7 @@ class Asker:
 
     def not_seated(self, refusal: Refusal) -> None:
         assert self.seats is None and not self.reason
-        self.reason = refusal.message
+        self.reason, self.code = refusal.message, refusal.code
 
 
 @dataclass
@@ -242,6 +245,32 @@ async def test_a_dead_worker_leaves_nothing_behind(workers: Workers, eventually:
         assert waiting.seats is None
 
 
+async def test_no_two_suspects_are_at_one_launch_whichever_workers_they_are_of(
+    workers: Workers, eventually: Eventually
+) -> None:
+    async with two(workers, deployment(replicas=replicas("l0"))) as (owner, other):
+        first, second = Asking(key_id="k", suspect=b"1"), Asking(key_id="k", suspect=b"2")
+        isolated = other.ask(first)
+        await eventually(lambda: isolated.seats is not None)
+        waiting = owner.ask(second)
+        assert waiting.seats is None and owner.ask().seats is not None, "another request goes beside it"
+        other.die()
+        await eventually(lambda: waiting.seats is not None)
+        assert owner.door.seats["r0"].suspects == 1
+
+
+async def test_a_worker_sends_nobody_on_whom_it_has_convicted(workers: Workers, eventually: Eventually) -> None:
+    async with two(workers, deployment(replicas=replicas("l0"))) as (_, other):
+        door = other.door
+        for launch in ("0", "1"):
+            door.suspects.lost(("gone", launch), b"1", now(), sent_as="isolated")
+            assert launch == "0" or "is being looked into" in other.ask(Asking(key_id="k", suspect=b"1")).reason
+            door.suspects.died(("gone", launch), now())
+        assert "has ended the engine 2 times" in other.ask(Asking(key_id="k", suspect=b"1")).reason
+        there = other.ask()
+        await eventually(lambda: there.seats is not None)
+
+
 async def test_a_place_that_is_forgotten_is_free(workers: Workers, eventually: Eventually) -> None:
     async with two(workers, deployment(replicas=replicas("l0", cap=1))) as (owner, other):
         mine = owner.ask()
@@ -334,6 +363,39 @@ async def test_without_an_owner_who_waits_is_told_at_the_deadline(folder: Path) 
     assert not asker.reason
     worker.door.expire(now() + 5.1)
     assert asker.reason.endswith("waited 5 s for a free replica")
+
+
+async def test_while_the_owner_is_silent_nobody_waits_for_it_and_nothing_is_lost_when_it_speaks_again(
+    workers: Workers, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (group_module, link_module):
+        monkeypatch.setattr(module, "BEAT_S", 0.01)
+    async with two(workers, deployment(replicas=replicas("l0"))) as (owner, other):
+        held = other.ask()
+        await eventually(lambda: held.seats is not None)
+        [link] = owner.group._desk.links  # type: ignore[reportPrivateUsage,union-attr]
+        unsaid: list[Any] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(link, "send", unsaid.append)
+            waiting = other.ask()
+            await eventually(lambda: waiting.reason)
+            refused = other.ask()
+        for reason in (waiting.reason, refused.reason):
+            assert "does not answer, and is being replaced" in reason
+        assert waiting.code == refused.code == "owner_silent"
+        assert any(isinstance(message, Granted) for message in unsaid) and owner.in_flight == CAP
+        for message in unsaid:
+            link.send(message)
+        await eventually(lambda: owner.in_flight == 1, what="the seat that nobody waits for any more comes back")
+        again: list[Asker] = []
+
+        def is_seated() -> bool:
+            again.append(other.ask())
+            return again[-1].seats is not None or not again[-1].reason
+
+        await eventually(is_seated)
+        await eventually(lambda: again[-1].seats is not None)
+        assert owner.in_flight == other.in_flight == CAP
 
 
 async def test_a_launch_that_a_worker_has_not_read_of_yet_is_looked_up(

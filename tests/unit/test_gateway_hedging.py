@@ -735,7 +735,13 @@ class _Simulation:
         self._one_of(number, lambda engine, _: None if engine.answered else engine.data_received(STREAM_HEAD))
 
     def fail(self, number: int) -> None:
-        self._one_of(number, lambda _, transport: transport.lose())
+        """Never in the keep-alive race, which would make a connection: one that has served before counts as fresh."""
+
+        def lose(engine: UpstreamConnection, transport: FakeTransport) -> None:
+            engine.used = False
+            transport.lose()
+
+        self._one_of(number, lose)
 
     def leave(self, number: int) -> None:
         left = [one for one in self.streams if not one.is_gone]

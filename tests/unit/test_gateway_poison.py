@@ -126,6 +126,18 @@ def test_a_death_counts_once_also_for_copies_of_one_request() -> None:
     assert suspects.verdict(POISON) == "suspect"
 
 
+def test_a_launch_that_lost_a_connection_may_be_dead_until_it_is_seen_to_live() -> None:
+    suspects = batch_died()
+    suspects.lost(B, POISON, 3.0, pieces=4)
+    suspects.lost(B, OTHER, 4.0)
+    assert suspects.may_be_dead(A) and suspects.may_be_dead(B) and not suspects.may_be_dead(C)
+    suspects.lived(B, 3.5)
+    assert suspects.may_be_dead(B), "it was seen to live before the last loss"
+    suspects.lived(B, 4.5)
+    assert suspects.may_be_dead(A) and not suspects.may_be_dead(B)
+    assert (suspects.pieces(POISON), suspects.pieces(OTHER)) == (4, 0)
+
+
 def test_an_answer_clears_also_where_older_losses_are_decided_later() -> None:
     suspects = Suspects(2)
     suspects.lost(A, POISON, 1.0)

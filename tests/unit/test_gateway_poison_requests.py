@@ -4,6 +4,7 @@ others are answered."""
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -214,6 +215,24 @@ def test_a_stream_that_passes_the_point_where_it_was_lost_lets_the_next_suspect_
     assert fleet.admission.seats["r1"].suspects == 0 and not fleet.admission.suspects.verdict(b"")
 
 
+def test_no_suspect_goes_to_a_launch_that_another_one_may_just_have_ended(tmp_path: Path) -> None:
+    """Its place is free once its connection is lost, and nobody knows yet that nobody listens there any more."""
+    fleet = Fleet(tmp_path, names=("r0", "r1"))
+    fleet.admission.seats["r1"].in_flight += 8
+    for prompt in ("poison", "innocent"):
+        fleet.ask(prompt)
+    fleet.admission.seats["r1"].in_flight -= 8
+    fleet.dies("r0")
+    [first] = fleet.at("r1")
+    fleet.at("r1")[first][1].lose()
+    assert not fleet.at("r1") and fleet.admission.queue.waiting == 1
+    fleet.ask("fresh")
+    assert list(fleet.at("r1")) == ["fresh"], "others go there as ever"
+    fleet.admission.suspects.lived(fleet.admission.seats["r1"].launch, time.monotonic())
+    fleet.admission.advance()
+    assert len(fleet.at("r1")) == 2, "it lives: the next suspect goes there"
+
+
 def test_one_that_dies_in_the_middle_is_isolated_to_its_end_when_it_is_asked_again(tmp_path: Path) -> None:
     fleet = Fleet(tmp_path)
     for name in fleet.names:
@@ -225,6 +244,25 @@ def test_one_that_dies_in_the_middle_is_isolated_to_its_end_when_it_is_asked_aga
         killed(fleet, name)
     assert fleet.ask("poison", stream=True).told()[0] == 422
     assert [one.outcome for one in fleet.world.records()] == ["truncated", "truncated", "refused"]
+
+
+def test_one_that_died_in_the_middle_is_isolated_until_it_is_beyond_that_point(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path)
+    fleet.ask("long", stream=True)
+    fleet.says("r0", "long", STREAM_HEAD + chunked(*[event("a")] * 5))
+    killed(fleet, "r0")
+    fleet.ask("long", stream=True)
+    [(connection, transport)] = [one for name in fleet.names for one in fleet.at(name).values()]
+    [seats] = [one for one in fleet.admission.seats.values() if one.suspects]
+    transport.take()
+    connection.data_received(STREAM_HEAD + chunked(*[event("a")] * 5))
+    fleet.world.service.sweep()
+    assert seats.suspects == 1, "this is where it was lost"
+    connection.data_received(chunked(*[event("a")] * 5))
+    fleet.world.service.sweep()
+    assert seats.suspects == 0
+    connection.data_received(chunked(USAGE_EVENT, DONE) + LAST_CHUNK)
+    assert [one.outcome for one in fleet.world.records()] == ["truncated", "complete"]
 
 
 def test_a_stream_that_is_resumed_keeps_the_fingerprint_of_what_was_asked(tmp_path: Path) -> None:

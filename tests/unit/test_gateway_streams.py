@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from itertools import pairwise
 from pathlib import Path
@@ -141,6 +142,24 @@ def test_whole_events_in_whole_chunks_pass_untouched(tmp_path: Path) -> None:
     assert raw != chunked(odd)
     received = relay(World(tmp_path), [STREAM_HEAD, raw, raw + raw, raw, chunked(DONE) + LAST_CHUNK])
     assert received.partition(b"\r\n\r\n")[2] == raw * 4 + chunked(DONE) + LAST_CHUNK
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85"])
+@pytest.mark.parametrize("reads", [1, 2])
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_what_some_clients_take_for_a_lines_end_is_escaped(tmp_path: Path, end: str, reads: int, version: str) -> None:
+    odd = b'data: {"choices":[{"delta":{"content":"a%bb"}}]}\n\n' % end.encode()
+    both = [chunked(event("é")), chunked(odd)]
+    received = relay(
+        World(tmp_path),
+        [STREAM_HEAD, chunked(event("a")), *(both if reads == 2 else [b"".join(both)]), chunked(DONE) + LAST_CHUNK],
+        version=version,
+    )
+    said = odd.replace(end.encode(), f"\\u{ord(end):04x}".encode())
+    assert event("é") in received
+    assert said in received
+    assert json.loads(said[5:])["choices"][0]["delta"]["content"] == f"a{end}b"
+    assert end.encode() not in received
 
 
 @pytest.mark.parametrize("size", [b"0x4d", b"+4d", b"4_d", b" 4d", b"4d "])

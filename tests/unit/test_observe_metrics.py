@@ -16,6 +16,7 @@ from modelyard.observe.instruments import BY_FAMILY, INSTRUMENTS, SERVER_DURATIO
 from modelyard.observe.journal import BEGINNING, read_journal
 from modelyard.observe.metrics import Metrics
 from modelyard.records.base import encode
+from modelyard.records.decision import Candidate, Decision
 from modelyard.records.journal import Attempt, Outcome, RequestRecord
 
 OUTCOMES: tuple[Outcome, ...] = ("complete", "refused", "client_gone", "truncated")
@@ -165,6 +166,22 @@ def test_what_an_engine_does_not_report_is_absent_not_zero() -> None:
     assert value(metrics, "modelyard_replica_state", state="backoff", **who) == 1
     metrics.forget_replica("small", "small-0")
     assert value(metrics, "modelyard_replica_state", state="backoff", **who) is None
+
+
+def test_how_many_seats_a_replica_has_is_what_the_latest_choice_saw() -> None:
+    def chosen(limit: int) -> Decision:
+        return Decision(replica="small-0", reason="only replica", candidates=(Candidate("small-0", 1, limit),))
+
+    metrics = Metrics()
+    who = {"deployment": "small", "replica": "small-0"}
+    metrics.count([record(1, decision=chosen(16))])
+    assert value(metrics, "modelyard_replica_seats", **who) is None, "nobody knows whether it is still there"
+    metrics.set_replica("small", "small-0", "ready", None)
+    # The one that was chosen first ends last.
+    metrics.count([record(2, at=1010.0, decision=chosen(11)), record(3, at=1005.0, decision=chosen(16)), record(4)])
+    assert value(metrics, "modelyard_replica_seats", **who) == 11
+    metrics.forget_replica("small", "small-0")
+    assert value(metrics, "modelyard_replica_seats", **who) is None
 
 
 def test_names_that_somebody_makes_up_do_not_grow_the_exposition_without_end(

@@ -14,8 +14,11 @@ CHAT = Way(PATHS[0], True)
 
 
 def piece(text: str, *, escaped: bool = True) -> bytes:
-    data = json.dumps({"choices": [{"delta": {"content": text}, "finish_reason": None}]}, ensure_ascii=False)
-    return f"data: {data if escaped else data.replace(chr(92) + 'n', chr(10))}\n\n".encode()
+    value = {"choices": [{"delta": {"content": text}, "finish_reason": None}]}
+    if escaped:
+        return f"data: {json.dumps(value)}\n\n".encode()
+    raw = json.dumps(value, ensure_ascii=False).replace("\\n", "\n")
+    return f"data: {raw}\n\n".encode()
 
 
 def response(body: bytes) -> Response:
@@ -41,6 +44,8 @@ def test_text_that_is_escaped_is_read_as_it_was(text: str) -> None:
         piece("a") + b"data: [DONE]\n\n" + piece("b"),
         piece("a") + b"\rdata: {}\r\r" + b"data: [DONE]\n\n",
         piece("a"),
+        piece("a") + piece("\u2028", escaped=False) + b"data: [DONE]\n\n",
+        piece("a") + piece("\x85", escaped=False) + b"data: [DONE]\n\n",
         b"",
     ],
 )

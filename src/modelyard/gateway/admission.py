@@ -28,7 +28,7 @@ from modelyard.gateway.seats import Seats
 from modelyard.gateway.shares import Shares
 from modelyard.gateway.standing import Mean, Standing
 from modelyard.gateway.upstream import Pool
-from modelyard.records.decision import Admitted, Decision, Entry
+from modelyard.records.decision import Admitted, Candidate, Decision, Entry
 from modelyard.records.topology import Deployment
 
 __all__ = ["WITHDRAWN", "Admission", "Asking", "Queued", "Result", "Seats", "Waiter"]
@@ -209,19 +209,20 @@ class Admission:
         self.queue.tidy()
         self.advance()
 
-    def lost(self, seats: Seats, fingerprint: bytes, now: float, *, sent_as: SentAs, begun: bool) -> None:
+    def lost(self, seats: Seats, fingerprint: bytes, now: float, *, sent_as: SentAs, pieces: int) -> None:
         """A connection was lost in the middle of this request. One that drains may cut what it still has."""
         if seats.replica.draining:
             return
-        self.suspects.lost(seats.launch, fingerprint, now, sent_as=sent_as, begun=begun)
+        self.suspects.lost(seats.launch, fingerprint, now, sent_as=sent_as, pieces=pieces)
         if self.seats.get(seats.replica.name) is not seats:
             self.suspects.died(seats.launch, now)
 
-    def passed(self, seats: Seats) -> None:
-        """The isolated suspect has come further than where it was lost: another one may come beside it."""
+    def pass_by(self, seats: Seats) -> bool:
+        """The isolated suspect has come further than where it was lost: whether another one may come beside it now."""
         if seats.suspects:
             seats.suspects -= 1
             self.advance()
+        return True
 
     def retry_after_s(self) -> int:
         """When it is worth trying again: the queue ÷ the rate at which seats fall free."""
@@ -354,8 +355,18 @@ class Admission:
         # A list first: a generator costs twice as much, and this runs for every request.
         candidates = [one.candidate(excluded) for one in self.seats.values() if not one.replica.draining]
         if asking.suspect:
-            candidates = [one.for_suspect(excluded) for one in self.seats.values() if not one.replica.draining]
+            candidates = self._for_suspect(candidates)
         return choose(tuple(candidates), self.turns)
+
+    def _for_suspect(self, candidates: list[Candidate]) -> list[Candidate]:
+        """There is no place for a suspect where another one is, nor where one was a moment ago if that may have ended
+        it."""
+        return [
+            msgspec.structs.replace(one, max_in_flight=0)
+            if self.seats[one.replica].suspects or self.suspects.may_be_dead(self.seats[one.replica].launch)
+            else one
+            for one in candidates
+        ]
 
     def _seat(self, waiter: Waiter, asking: Asking, decision: Decision) -> None:
         assert decision.replica is not None

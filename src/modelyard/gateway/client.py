@@ -17,7 +17,7 @@ from modelyard.gateway.connections import Connections
 from modelyard.gateway.exchange import Exchange
 from modelyard.gateway.refusals import Refusal, unavailable
 from modelyard.gateway.request import HeadMemo, Request
-from modelyard.gateway.routes import find, is_host, origin_form
+from modelyard.gateway.request_head import body_too_large, check_head, head_too_large, take_field
 from modelyard.gateway.turns import LARGE_BODY_BYTES
 from modelyard.gateway.worker import Worker
 
@@ -136,7 +136,7 @@ class ClientConnection(asyncio.Protocol):
             request.unproductive += size
         request.framing += size - body
         if request.unproductive > self._wire.head_bytes or request.framing > self._wire.framing_bytes:
-            self._refuse_and_close(_head_too_large())
+            self._refuse_and_close(head_too_large())
 
     def pause_writing(self) -> None:
         self.paused = True
@@ -167,7 +167,7 @@ class ClientConnection(asyncio.Protocol):
         request.target += url
         request.head_bytes += len(url)
         if request.head_bytes > self._wire.head_bytes:
-            raise _head_too_large()
+            raise head_too_large()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         request = self.receiving
@@ -175,41 +175,11 @@ class ClientConnection(asyncio.Protocol):
         request.head_bytes += len(name) + len(value) + 4
         self.fields += 1
         if request.head_bytes > self._wire.head_bytes or self.fields > self._wire.header_fields:
-            raise _head_too_large()
+            raise head_too_large()
         if request.method:
             # A trailer: what was decided by the head is not changed by what comes behind the body.
             return
-        lowered = name.lower()
-        if lowered == b"authorization":
-            request.two_secrets = bool(request.secret)
-            request.secret = value.decode("latin-1")
-        elif lowered == b"x-api-key":
-            # How Anthropic's clients send it; beside an Authorization it would be a second one.
-            request.two_secrets = bool(request.secret)
-            request.secret = "Bearer " + value.decode("latin-1")
-        elif lowered == b"host":
-            request.hosts += 1
-            request.host = value.strip(b" \t")
-        elif lowered == b"content-length":
-            request.content_length = int(value)
-            request.has_body = request.content_length > 0
-        elif lowered == b"transfer-encoding":
-            request.has_body = True
-            if value.strip().lower() != b"chunked":
-                raise Refusal(400, "transfer-encoding can only be chunked", code="bad_request", close=True)
-        elif lowered == b"content-encoding":
-            request.coded = request.coded or value.strip().lower() != b"identity"
-        elif lowered == b"expect":
-            request.expects = value.strip().lower() == b"100-continue"
-        elif lowered == b"traceparent":
-            # Two of them are none: nobody can tell which is meant.
-            request.traceparent = b"-" if request.traceparent else value
-        elif lowered == b"tracestate":
-            request.tracestate = request.tracestate + b"," + value if request.tracestate else value
-        elif b"_" in name:
-            # Some programs take `_` and `-` for the same: they would read content_length as a length.
-            shown = name.decode("latin-1")[:64]
-            raise Refusal(400, f"no underscore in a field's name: {shown}", code="bad_request", close=True)
+        take_field(request, name, value)
 
     def on_headers_complete(self) -> None:
         request = self.receiving
@@ -220,7 +190,7 @@ class ClientConnection(asyncio.Protocol):
         request.keep_alive = self._parser.should_keep_alive() and version == "1.1"
         answering = self._busy()
         try:
-            self._check_head(request, version)
+            check_head(request, version, self._worker, upgrades=self._parser.should_upgrade())
         except Refusal as refusal:
             # A body that nobody wants is not read: the connection ends with the refusal.
             refusal.close = refusal.close or request.has_body
@@ -236,38 +206,12 @@ class ClientConnection(asyncio.Protocol):
             if self._head_in and request.route.kind == "inference":
                 self._memo = HeadMemo.of(self._head_in, request, self._worker.keyring)
 
-    def _check_head(self, request: Request, version: str) -> None:
-        if version not in ("1.0", "1.1"):
-            raise Refusal(505, "only HTTP/1.1 is served here", code="bad_request", close=True)
-        if request.hosts > 1 or (request.hosts == 0 and version == "1.1"):
-            raise Refusal(400, "exactly one Host is needed", code="bad_request", close=True)
-        if request.hosts and not is_host(request.host):
-            raise Refusal(
-                400, "this is no Host: a name or an address, perhaps with a port", code="bad_request", close=True
-            )
-        if self._parser.should_upgrade():
-            raise Refusal(400, "no upgrade is served here", code="bad_request", close=True)
-        if not request.target.startswith(b"/"):
-            request.target = origin_form(request.target, request.host)
-        request.route = route = find(request.method, request.target)
-        if not route.open_to_all:
-            if request.two_secrets:
-                raise Refusal(401, "send one key, once", code="invalid_api_key", close=True)
-            request.key = self._worker.authenticate(request.secret)
-            request.admitted = True
-            if self._worker.pressure.level and route.kind == "inference":
-                self._worker.check_load(self._worker.keyring.terms(request.key).priority)
-        if request.content_length > self._wire.body_bytes:
-            raise self._body_too_large()
-        if request.coded:
-            raise Refusal(415, "send the body without content-encoding", code="bad_request", close=True)
-
     def on_body(self, body: bytes) -> None:
         request = self.receiving
         assert request is not None
         request.received += len(body)
         if request.received > self._wire.body_bytes:
-            raise self._body_too_large()
+            raise body_too_large(self._wire)
         if request.refusal is not None:
             return
         parts = self._parts
@@ -485,11 +429,3 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = now() + self._wire.linger_s
         transport.resume_reading()
         transport.write_eof()
-
-    def _body_too_large(self) -> Refusal:
-        most = self._wire.body_bytes
-        return Refusal(413, f"the body is larger than {most} bytes", code="body_too_large", close=True)
-
-
-def _head_too_large() -> Refusal:
-    return Refusal(431, "the request head is too large", code="head_too_large", close=True)

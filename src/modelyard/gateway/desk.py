@@ -205,7 +205,7 @@ class Link(Frames):
     def grant(self, ask: Ask, door: Admission, seats: Seats, decision: Decision) -> None:
         self._waiting.pop(ask.id, None)
         replica, key_id = seats.replica, ask.asking.key_id
-        self._seats.count(door, seats, key_id, 1)
+        self._seats.count(door, seats, key_id, 1, suspects=bool(ask.asking.suspect))
         lines = self._reserved.lines(ask.asking.wanted)
         self.send(Granted(ask.id, door.deployment.name, replica.name, replica.launch, key_id, decision, lines))
 
@@ -223,7 +223,8 @@ class Link(Frames):
             self._seats.count(door, seats, holding.key_id, holding.seats)
 
     def _leave(self, leave: Leave) -> None:
-        held = self._seats.take(Launch(leave.deployment, leave.replica, leave.launch), leave.asking.key_id)
+        launch, asking = Launch(leave.deployment, leave.replica, leave.launch), leave.asking
+        held = self._seats.take(launch, asking.key_id, suspects=bool(asking.suspect))
         if held is None:
             return
         door, seats, kind = held.door, held.seats, leave.result.kind

@@ -147,7 +147,7 @@ class Exchange(Suspected):
             self._learn(attempt.seats, "answered")
         self._choose(attempt)
         if self.asking.suspect and self.admission is not None:
-            self.passed(self.admission, attempt, resumed=bool(self.first_byte_at))
+            self.look_whether_passed(self.admission, attempt)
         if self.first_byte_at:
             return b""
         self.first_byte_at = now()
@@ -343,6 +343,8 @@ class Exchange(Suspected):
             return
         policy = admission.deployment.policy
         attempt.check_progress(at, policy)
+        if self.asking.suspect and self.attempt is attempt:
+            self.look_whether_passed(admission, attempt)
         if self.hedge is not None:
             self.hedge.check_progress(at, policy)
         limit_s = policy.failover.first_token_s

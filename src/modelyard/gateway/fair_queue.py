@@ -36,7 +36,8 @@ T = TypeVar("T", bound=Waiting)
 
 @dataclass(slots=True, eq=False)
 class _Line(Generic[T]):
-    """Those of one key that may go to the same replicas, in order: first the ones that had a seat before."""
+    """Those of one key that may go to the same replicas, in order: first the ones that had a seat before. There is one
+    only while somebody waits in it."""
 
     name: str
     flow: _Flow[T]
@@ -63,17 +64,14 @@ class _Line(Generic[T]):
 
     def tidy(self) -> None:
         """Forget those that have left, before they outnumber those that wait."""
-        if not self.waiting:
-            self.again.clear()
-            self.tickets.clear()
-        elif len(self.again) + len(self.tickets) > 2 * self.waiting + 8:
+        if len(self.again) + len(self.tickets) > 2 * self.waiting + 8:
             self.again = deque(one for one in self.again if one.waiting)
             self.tickets = deque(one for one in self.tickets if one.waiting)
 
 
 @dataclass(slots=True, eq=False)
 class _Flow(Generic[T]):
-    """What one key has waiting in one lane. `given` are its virtual tokens."""
+    """What one key has in one lane. `given` are its virtual tokens."""
 
     weight: float = 1.0
     given: float = 0.0
@@ -82,7 +80,8 @@ class _Flow(Generic[T]):
     lines: list[_Line[T]] = field(default_factory=list[_Line[T]])
 
     def newest(self) -> T:
-        return next(line for line in self.lines if line.waiting).newest()
+        """Of one of its lines; one that had a seat before only where all had."""
+        return min((line.newest() for line in self.lines), key=lambda ticket: ticket.asking.again)
 
 
 @dataclass(slots=True, eq=False)
@@ -124,12 +123,13 @@ class _Lane(Generic[T]):
     def rank(self, flow: _Flow[T]) -> None:
         """What it was given has changed."""
         for line in flow.lines:
-            if line.waiting:
-                self.by_turn.set(line.name, flow.given)
+            self.by_turn.set(line.name, flow.given)
 
-    def forget(self, key_id: str) -> None:
-        for line in self.flows.pop(key_id).lines:
-            del self.lines[line.name]
+    def close(self, line: _Line[T]) -> None:
+        """Nobody waits in it any more."""
+        self.by_turn.remove(line.name)
+        line.flow.lines.remove(line)
+        del self.lines[line.name]
 
 
 class FairQueue(Generic[T]):
@@ -218,7 +218,7 @@ class FairQueue(Generic[T]):
                 lane.clock = max((flow.given for flow in lane.flows.values()), default=lane.clock)
             idle = [key_id for key_id, flow in lane.flows.items() if not flow.waiting and flow.given <= lane.clock]
             for key_id in idle:
-                lane.forget(key_id)
+                del lane.flows[key_id]
 
     # Room.
 
@@ -329,18 +329,20 @@ class FairQueue(Generic[T]):
             lane.by_share.set(asking.key_id, -self._share(flow.waiting, flow.size_bytes, flow.weight))
         else:
             lane.by_share.remove(asking.key_id)
-        if not line.waiting:
-            lane.by_turn.remove(line.name)
 
     def _remove(self, ticket: T, lane: _Lane[T], line: _Line[T]) -> None:
         ticket.waiting = False
         self._count(lane, line, ticket.asking, -1)
-        line.tidy()
+        if line.waiting:
+            line.tidy()
+        else:
+            lane.close(line)
         if not lane.waiting:
             lane.passed = 0
 
 
 def _line_name(asking: Asking) -> str:
+    """One that may not go to every replica, or not now, waits beside its key's others, so as not to hold them up."""
     if asking.suspect:
         return f"{asking.key_id} isolated {asking.suspect.hex()}"
     return f"{asking.key_id} elsewhere" if asking.excluded else asking.key_id

@@ -211,16 +211,14 @@ def upstream_body(parsed: Parsed, deployment: Deployment) -> bytes:
         changed["cache_salt"] = salt_of(parsed.key_id)
     # We always ask for usage: the journal has it, and the lane withholds it from who did not ask.
     options = _WITH_USAGE if call.stream else None
-    if (
-        not parsed.stripped
-        and not changed
-        and call.model == deployment.engine_model
-        and fields.get("stream_options") == options
-        and None not in fields.values()
-    ):
-        return parsed.compact
     stripped = parsed.stripped
-    built = {name: value for name, value in fields.items() if value is not None and name not in stripped}
+    keeps_all = not stripped and None not in fields.values()
+    if keeps_all and not changed and call.model == deployment.engine_model and fields.get("stream_options") == options:
+        return parsed.compact
+    if keeps_all:
+        built = fields.copy()
+    else:
+        built = {name: value for name, value in fields.items() if value is not None and name not in stripped}
     built["model"] = deployment.engine_model
     built.pop("stream_options", None)
     if options is not None:

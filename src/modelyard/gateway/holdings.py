@@ -24,11 +24,15 @@ class Launch(NamedTuple):
 
 @dataclass(slots=True)
 class AtLaunch:
-    """Seats at one launch, counted by key."""
+    """Seats at one launch, counted by key. `suspects` of them are held by isolated ones."""
 
     door: Admission
     seats: Seats
     keys: Counter[str] = field(default_factory=Counter[str])
+    suspects: int = 0
+
+    def let_suspects_go(self) -> None:
+        self.seats.suspects = max(0, self.seats.suspects - self.suspects)
 
 
 @dataclass(slots=True)
@@ -37,31 +41,35 @@ class HeldSeats:
 
     _held: dict[Launch, AtLaunch] = field(default_factory=dict[Launch, AtLaunch])
 
-    def count(self, door: Admission, seats: Seats, key_id: str, count: int) -> None:
+    def count(self, door: Admission, seats: Seats, key_id: str, count: int, *, suspects: int = 0) -> None:
         launch = Launch(door.deployment.name, seats.replica.name, seats.replica.launch)
         held = self._held.get(launch)
         if held is None or held.seats is not seats:
             held = self._held[launch] = AtLaunch(door, seats)
         held.keys[key_id] += count
+        held.suspects += suspects
 
-    def take(self, launch: Launch, key_id: str) -> AtLaunch | None:
+    def take(self, launch: Launch, key_id: str, *, suspects: int = 0) -> AtLaunch | None:
         """One fewer is held there for the key; None where none was."""
         held = self._held.get(launch)
         if held is None or held.keys[key_id] <= 0:
             return None
         held.keys[key_id] -= 1
+        held.suspects -= suspects
         return held
 
     def free(self) -> None:
         """The worker is gone: whoever waits has its seats."""
         held, self._held = self._held, {}
         for one in held.values():
+            one.let_suspects_go()
             for key_id in one.keys.elements():
                 Admission.leave(one.door, one.seats, WITHDRAWN, Asking(key_id=key_id))
 
     def forget(self) -> None:
         """Another owner counts them now."""
         for held in self._held.values():
+            held.let_suspects_go()
             held.seats.in_flight -= held.keys.total()
         self._held.clear()
 

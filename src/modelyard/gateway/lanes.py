@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from modelyard.gateway.limits import WIRE
+from modelyard.gateway.line_ends import escaped, hold_ends
 from modelyard.gateway.refusals import error_event
 
 _USAGE = b'"usage"'
@@ -115,7 +116,7 @@ class RawLane:
 
     def passes(self, raw: bytes) -> bool:
         """Whether `raw`, which is one whole chunk that ends an event, may reach the client as it is."""
-        if self._held or not self._chunked or _has_usage(raw) or _ERROR in raw:
+        if self._held or not self._chunked or _has_usage(raw) or _ERROR in raw or hold_ends(raw):
             return False
         self.events += 1
         self._last = raw
@@ -125,11 +126,11 @@ class RawLane:
         """What goes to the client for one read of the engine's connection; b"" if nothing yet.
 
         `raw` is not empty only where it is made of whole chunks: then its bytes are used if each chunk ends an event,
-        none holds usage, and nothing is held back from before."""
+        none holds usage or what clients may take for a line's end, and nothing is held back from before."""
         self.events += len(pieces)
         if not pieces:
             return self._finish() if done else b""
-        if not raw or self._held or not self._chunked or done or _has_usage(raw) or _ERROR in raw:
+        if not raw or self._held or not self._chunked or done or _has_usage(raw) or _ERROR in raw or hold_ends(raw):
             return self._rewrite(b"".join(pieces), done)
         for piece in pieces:
             if not piece.endswith(_END_OF_JSON_EVENT):
@@ -163,7 +164,7 @@ class RawLane:
             self.has_delta = holds_delta(out)
         if _has_usage(out):
             out = b"".join(event + _END_OF_EVENT for event in out[:-2].split(_END_OF_EVENT) if self._keep(event))
-        out = self._told(out)
+        out = escaped(self._told(out))
         framed = chunk(out) if out and self._chunked else out
         return framed + self._finish() if done else framed
 

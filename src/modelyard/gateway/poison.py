@@ -22,7 +22,7 @@ _KEY = secrets.token_bytes(32)
 CONVICT_S = 3600.0
 SUSPECT_S = 600.0
 # A launch that is neither seen to take a connection nor to refuse one, nor taken out of the topology, counts as alive.
-DOUBT_S = 30.0
+DOUBT_S = 10.0
 MOST_SUSPECTS = 1024
 MOST_ENDS = 64
 
@@ -43,13 +43,13 @@ def fingerprint(endpoint: str, body: bytes) -> bytes:
 
 @dataclass(slots=True)
 class _Suspect:
-    """`doubts` are the launches it was lost at of which it is not known whether they died; `has_begun` where one of
-    them had begun to answer it."""
+    """`doubts` are the launches it was lost at of which it is not known whether they died; `pieces` how many pieces of
+    its answer there were, at most, when it was lost."""
 
     until: float
     deaths: int = 0
     doubts: set[Launch] = field(default_factory=set[Launch])
-    has_begun: bool = False
+    pieces: int = 0
     convicted_by: Launch | None = None
 
 
@@ -93,10 +93,10 @@ class Suspects:
         is_last = suspect.deaths + len(suspect.doubts) >= self.limit
         return "undecided" if suspect.doubts and is_last else "suspect"
 
-    def has_begun(self, fingerprint: bytes) -> bool:
-        """Whether it was lost in the middle of an answer: only its end shows then that it is harmless."""
+    def pieces(self, fingerprint: bytes) -> int:
+        """How many pieces of its answer had been there, at most, when it was lost: so far it has to come once more."""
         suspect = self._known.get(fingerprint)
-        return suspect is not None and suspect.has_begun
+        return suspect.pieces if suspect is not None else 0
 
     def refusal(self, fingerprint: bytes, now: float) -> Refusal | None:
         """What a convict is told (422); None for any other."""
@@ -105,16 +105,18 @@ class Suspects:
             return None
         return poison_request(suspect.deaths, suspect.until - now)
 
+    def may_be_dead(self, launch: Launch) -> bool:
+        """It lost a connection, and was not seen to live since."""
+        return launch in self._ends
+
     def doubted(self) -> tuple[Launch, ...]:
         """Launches of which it is not known whether they died."""
         return tuple(launch for launch, end in self._ends.items() if not end.is_death)
 
     # What happens.
 
-    def lost(
-        self, launch: Launch, fingerprint: bytes, now: float, *, sent_as: SentAs = "", begun: bool = False
-    ) -> None:
-        """A connection was lost in the middle of this request; `begun`: of its answer too."""
+    def lost(self, launch: Launch, fingerprint: bytes, now: float, *, sent_as: SentAs = "", pieces: int = 0) -> None:
+        """A connection was lost in the middle of this request, after so many pieces of its answer."""
         if not self.limit:
             return
         end = self._ends.get(launch) or self._new_end(launch, now)
@@ -127,7 +129,7 @@ class Suspects:
                 suspect.doubts.add(launch)
         # Of several copies of one request at the same launch, whichever says most.
         end.present[fingerprint] = sent_as or end.present.get(fingerprint, "")
-        suspect.has_begun = suspect.has_begun or begun
+        suspect.pieces = max(suspect.pieces, pieces)
         if suspect.convicted_by is None:
             suspect.until = now + SUSPECT_S
         if end.is_death:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import msgspec
-
 from modelyard.gateway.breaker import CLOSED, Breaker
 from modelyard.gateway.concurrency import Concurrency
 from modelyard.gateway.poison import Launch
@@ -75,8 +73,3 @@ class Seats:
             else "",
             badness=breaker.badness,
         )
-
-    def for_suspect(self, excluded: frozenset[str]) -> Candidate:
-        """For one that must be isolated: where another one is, there is no place for it."""
-        seen = self.candidate(excluded)
-        return msgspec.structs.replace(seen, max_in_flight=0) if self.suspects else seen

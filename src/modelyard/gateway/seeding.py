@@ -140,7 +140,7 @@ def _last_minute(journal: Path, sizes: Mapping[str, int], wall: float) -> Iterat
                 elif used.attempts:
                     yield used
             # A line that is longer than a block is nothing of ours.
-            end = begin + cut if cut else begin
+            end = begin + cut if cut < end - begin else begin
 
 
 def _block(path: Path, begin: int, end: int) -> bytes:

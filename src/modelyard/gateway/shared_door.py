@@ -75,6 +75,8 @@ class SharedDoor(Admission):
     def enter(self, waiter: Waiter, asking: Asking, now: float) -> Queued | None:
         if self.owner.is_here:
             return Admission.enter(self, waiter, asking, now)
+        if asking.suspect:
+            self._refuse_suspect(asking, now)
         return self.owner.ask(self, waiter, asking, now)
 
     def leave(self, seats: Seats, result: Result, asking: Asking) -> None:
@@ -84,6 +86,17 @@ class SharedDoor(Admission):
         else:
             seats.in_flight -= 1
             self.owner.left(self, seats, result, asking)
+
+    def _refuse_suspect(self, asking: Asking, now: float) -> None:
+        """The owner knows that it is to be isolated, and not what this worker knows of it. Raises Refusal."""
+        if (refusal := self.suspects.refusal(asking.suspect, now)) is not None:
+            raise refusal
+        if self.suspects.verdict(asking.suspect) == "undecided":
+            raise self._refusal("this request may have ended the engine, which is being looked into", "unavailable")
+
+    def pass_by(self, seats: Seats) -> bool:
+        """The owner hears of it at its end."""
+        return self.owner.is_here and Admission.pass_by(self, seats)
 
     def learn(self, seats: Seats, event: Event, now: float, chance: float) -> None:
         Admission.learn(self, seats, event, now, chance)

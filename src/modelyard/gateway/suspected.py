@@ -11,6 +11,9 @@ from modelyard.gateway.asked import Asked
 from modelyard.gateway.attempt import Attempt, Failure
 from modelyard.gateway.poison import fingerprint
 
+# What an engine says last before it ends may not arrive.
+UNCERTAIN_PIECES = 2
+
 
 class Suspected(Asked):
     """`fingerprint` is that of what was asked at first, from when it is needed: the rest of a stream that another
@@ -39,18 +42,20 @@ class Suspected(Asked):
         at = now()
         if attempt.sendings and failure.kind in ("lost", "unconnected"):
             sent_as = "isolated" if self.asking.suspect else "passed" if self.has_passed else ""
-            admission.lost(attempt.seats, self.remember_body(), at, sent_as=sent_as, begun=attempt.relaying)
+            pieces = attempt.events() if attempt.relaying else 0
+            admission.lost(attempt.seats, self.remember_body(), at, sent_as=sent_as, pieces=pieces)
             self.worker.doubts.raised.set()
         if attempt.refused:
             admission.suspects.died(attempt.seats.launch, at)
 
-    def passed(self, admission: Admission, attempt: Attempt, *, resumed: bool) -> None:
-        """The first piece of an answer is further than where it was lost before that, and so is the first one of the
-        rest of a stream. One that was lost in the middle, and is asked anew, has that point still before it."""
-        if resumed or not admission.suspects.has_begun(self.fingerprint):
+    def look_whether_passed(self, admission: Admission, attempt: Attempt) -> None:
+        """A suspect that has come further than where it was lost before needs to be isolated no more: to the first
+        piece of its answer, or beyond as many as there were."""
+        lost_after = admission.suspects.pieces(self.fingerprint)
+        is_beyond = attempt.relaying and attempt.events() > (lost_after + UNCERTAIN_PIECES if lost_after else 0)
+        if is_beyond and admission.pass_by(attempt.seats):
             self.has_passed = True
             self.asking = msgspec.structs.replace(self.asking, suspect=b"")
-            admission.passed(attempt.seats)
 
     def cleared(self, admission: Admission, attempt: Attempt) -> None:
         """The engine has answered: it lives, and this request does not end it."""

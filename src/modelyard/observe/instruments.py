@@ -152,6 +152,15 @@ REPLICA_STATE = Instrument(
     ("deployment", "replica", "state"),
 )
 
+REPLICA_SEATS = Instrument(
+    "modelyard.replica.seats",
+    "gauge",
+    "{request}",
+    "Requests that a replica is given at once, when it was last chosen from: fewer than planned while its first tokens "
+    "come late.",
+    ("deployment", "replica"),
+)
+
 
 def _of_engine(name: str, unit: str, text: str) -> Instrument:
     return Instrument(f"modelyard.engine.{name}", "gauge", unit, text, ("deployment", "replica"))
@@ -186,6 +195,7 @@ INSTRUMENTS = (
     RESUMPTIONS,
     UNREADABLE,
     REPLICA_STATE,
+    REPLICA_SEATS,
     *ENGINE.values(),
 )
 BY_FAMILY = {one.family: one for one in INSTRUMENTS}

@@ -14,6 +14,7 @@ from modelyard.observe import instruments
 from modelyard.observe.instruments import Instrument
 from modelyard.observe.operations import OTHER, PROVIDER, error_type, operation
 from modelyard.observe.seen import SeenRecords
+from modelyard.records.decision import Decision
 from modelyard.records.journal import RequestRecord
 
 # A second series for each, telling when it began: the library offers to leave it out only for the whole process.
@@ -38,12 +39,28 @@ class _ReplicaGauges(Collector):
 
     def __init__(self) -> None:
         self.replicas: dict[tuple[str, str], _ReplicaNow] = {}
+        # With the time of that choice, in Unix seconds: records come in the order in which requests end.
+        self.seats: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def chose(self, deployment: str, decision: Decision, at: float) -> None:
+        for candidate in decision.candidates:
+            who = (deployment, candidate.replica)
+            if who in self.replicas and at >= self.seats.get(who, (0.0, 0))[0]:
+                self.seats[who] = (at, candidate.max_in_flight)
+
+    def forget(self, deployment: str, replica: str) -> None:
+        self.replicas.pop((deployment, replica), None)
+        self.seats.pop((deployment, replica), None)
 
     def collect(self) -> Iterator[Metric]:
         states = _gauge(instruments.REPLICA_STATE)
         for who, now in self.replicas.items():
             states.add_metric((*who, now.state), 1)
         yield states
+        seats = _gauge(instruments.REPLICA_SEATS)
+        for who, (_, number) in self.seats.items():
+            seats.add_metric(who, number)
+        yield seats
         for field, instrument in instruments.ENGINE.items():
             gauge = _gauge(instrument)
             for who, now in self.replicas.items():
@@ -113,7 +130,7 @@ class Metrics:
         self._gauges.replicas[(deployment, replica)] = _ReplicaNow(state, metrics or _ABSENT)
 
     def forget_replica(self, deployment: str, replica: str) -> None:
-        self._gauges.replicas.pop((deployment, replica), None)
+        self._gauges.forget(deployment, replica)
 
     def render(self) -> bytes:
         """The text exposition format."""
@@ -136,6 +153,8 @@ class Metrics:
             self._retries.labels(deployment, self._bounded("replica", tried.replica), tried.kind).inc()
         if record.resumed:
             self._resumptions.labels(deployment).inc(record.resumed)
+        if record.decision is not None:
+            self._gauges.chose(record.deployment, record.decision, record.at + record.queued_s)
         self._count_operation(deployment, record)
 
     def _count_tokens(self, deployment: str, record: RequestRecord) -> None:

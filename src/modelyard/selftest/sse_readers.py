@@ -1,4 +1,4 @@
-"""Three ways in which clients read server-sent events. Each gives the data of every event."""
+"""Four ways in which clients read server-sent events. Each gives the data of every event."""
 
 from __future__ import annotations
 
@@ -43,8 +43,15 @@ def by_lines_of_bytes(body: bytes) -> list[str]:
     return found
 
 
+def by_lines_of_text(body: bytes) -> list[str]:
+    """As scripts do it that go through the `iter_lines` of an HTTP library: Python cuts text at more than CR and LF."""
+    lines = [line for line in body.decode().splitlines() if line.startswith("data:")]
+    return [line.removeprefix("data:").removeprefix(" ") for line in lines]
+
+
 READERS: dict[str, Callable[[bytes], list[str]]] = {
     "split at blank lines": by_blank_lines,
     "the standard": by_the_standard,
     "lines of bytes": by_lines_of_bytes,
+    "lines of text": by_lines_of_text,
 }

@@ -4,10 +4,10 @@
     python -m modelyard.testing.fake_engine address=127.0.0.1:8000 token_interval_s=0.02
 
 Standard library only, ready in well under 0.3 s. It answers `/v1/chat/completions` and `/v1/completions` (streamed or
-not) deterministically and in OpenAI's shapes, `/v1/embeddings`, `/v1/rerank`, `/tokenize` and `/detokenize`,
-`/v1/models`, `/health`, `/metrics` (Prometheus text) and `/effective` (its knobs). Its log: `progress {json}` while it
-loads, `ready {json}` with the address once it listens, `error: cause` before a failure that it can name. SIGTERM ends
-it at once with exit code 0.
+not) deterministically and in OpenAI's shapes, `/v1/messages` and `/v1/responses` in their own, `/v1/embeddings`,
+`/v1/rerank`, `/tokenize` and `/detokenize`, `/v1/models`, `/health`, `/metrics` (Prometheus text) and `/effective` (its
+knobs). Its log: `progress {json}` while it loads, `ready {json}` with the address once it listens, `error: cause`
+before a failure that it can name. SIGTERM ends it at once with exit code 0.
 
 For tests: `POST /fake/knobs` turns knobs and returns them all; `GET /fake/seen` returns the last requests as they
 arrived (method, path, headers, body) and the counters; both answer whatever else hangs."""

@@ -12,6 +12,7 @@ import http1
 import tokenize_wire
 from http1 import BadRequest, Reply, Request
 from modelyard.testing import fake_vectors
+from modelyard.testing.fake_dialects import MessageEvents, ResponseEvents, read_message, read_response
 from modelyard.testing.fake_knobs import Knobs, read_object
 from modelyard.testing.fake_model import FakeModel, Job
 from modelyard.testing.fake_openai import Ask, Shapes, read_chat, read_completion, text_of
@@ -40,6 +41,8 @@ class Routes:
             ("GET", "/v1/models"): self._models,
             ("POST", "/v1/chat/completions"): self._chat,
             ("POST", "/v1/completions"): self._completion,
+            ("POST", "/v1/messages"): self._message,
+            ("POST", "/v1/responses"): self._response,
             ("POST", tokenize_wire.TOKENIZE): self._tokenize,
             ("POST", tokenize_wire.DETOKENIZE): self._detokenize,
             ("POST", "/v1/embeddings"): self._embeddings,
@@ -133,11 +136,23 @@ class Routes:
     async def _completion(self, request: Request, reply: Reply) -> None:
         await self._answer(read_completion(request.body, self.knobs), reply)
 
+    async def _message(self, request: Request, reply: Reply) -> None:
+        ask = read_message(request.body, self.knobs)
+        job = self._job(ask)
+        await self._tell(MessageEvents(ask, self._answered, job.cached_tokens, self.knobs.defect), job, reply)
+
+    async def _response(self, request: Request, reply: Reply) -> None:
+        ask = read_response(request.body, self.knobs)
+        job = self._job(ask)
+        await self._tell(ResponseEvents(ask, self._answered, job.cached_tokens, self.knobs.defect), job, reply)
+
     def _tokenize(self, request: Request, reply: Reply) -> None:
         count = tokenize_wire.parse_tokenize(request.body, self.knobs.served_name)
         words = (text_of(count.messages) if count.text is None else count.text).split()
         tokens = [self._vocabulary.setdefault(word, len(self._vocabulary)) for word in words]
         shown = words if count.strings else None
+        if self.knobs.defect == "tokenize":
+            tokens = tokens[1:]
         reply.json(200, tokenize_wire.counted(tokens, self.knobs.context_tokens, shown))
 
     def _detokenize(self, request: Request, reply: Reply) -> None:
@@ -153,16 +168,40 @@ class Routes:
     def _rerank(self, request: Request, reply: Reply) -> None:
         reply.json(200, fake_vectors.rerank(read_object(request.body)))
 
-    async def _answer(self, ask: Ask, reply: Reply) -> None:
+    def _job(self, ask: Ask) -> Job:
+        """The answer's work; what was asked is remembered."""
         salted = (ask.salt, ask.prompt)
         cached = ask.prompt_tokens - 1 if self.knobs.prefix_cache and salted in self._prompts else 0
         if len(self._prompts) >= REMEMBERED_PROMPTS:
             self._prompts.clear()
         self._prompts.add(salted)
         self._answered += 1
-        job = Job(ask.prompt, ask.prompt_tokens, cached, ask.answer)
-        shapes = Shapes.of(ask, self._answered, cached, self.knobs.defect)
+        return Job(ask.prompt, ask.prompt_tokens, cached, ask.answer)
+
+    async def _answer(self, ask: Ask, reply: Reply) -> None:
+        job = self._job(ask)
+        shapes = Shapes.of(ask, self._answered, job.cached_tokens, self.knobs.defect)
         await (self._stream(job, shapes, reply) if ask.stream else self._unary(job, shapes, reply))
+
+    async def _tell(self, events: MessageEvents | ResponseEvents, job: Job, reply: Reply) -> None:
+        """An answer in a dialect of its own, whole or in events."""
+        pieces: list[str] = []
+        if events.ask.stream:
+            reply.start()
+            for event in events.opening():
+                await reply.send(event)
+        async with aclosing(self._model.tokens(job)) as tokens:
+            async for piece in tokens:
+                pieces.append(piece)
+                if events.ask.stream:
+                    await reply.send(events.piece(piece))
+                if len(pieces) == self.knobs.truncate_after_tokens:
+                    return reply.transport.close()
+        if not events.ask.stream:
+            return reply.json(200, events.whole(pieces))
+        for event in events.closing(pieces):
+            await reply.send(event)
+        reply.finish()
 
     async def _unary(self, job: Job, shapes: Shapes, reply: Reply) -> None:
         pieces: list[str] = []

@@ -95,8 +95,8 @@ def quoted(text: str, limit: int = 120) -> str:
 
 def whole(status: int, body: bytes) -> Output:
     """The output of a request that was not streamed."""
-    _expect_ok(status, body)
-    answer = _parsed(body, _Answer)
+    expect_ok(status, body)
+    answer = parsed(body, _Answer)
     choice = answer.choices[0]
     text = choice.message.content if choice.message else choice.text
     if text is None or (choice.message is None) != (answer.object == "text_completion"):
@@ -106,11 +106,11 @@ def whole(status: int, body: bytes) -> Output:
 
 def streamed(status: int, body: bytes) -> Output:
     """The output of a streamed request, its events put together."""
-    _expect_ok(status, body)
-    *events, last = _events(body) or [b""]
+    expect_ok(status, body)
+    *events, last = stream_data(body) or [b""]
     if last != b"[DONE]":
         raise WrongAnswer("the stream ended without [DONE]")
-    chunks = [_parsed(event, _Chunk) for event in events]
+    chunks = [parsed(event, _Chunk) for event in events]
     choices = [choice for chunk in chunks for choice in chunk.choices]
     finish_reasons = [choice.finish_reason for choice in choices if choice.finish_reason is not None]
     if len(finish_reasons) != 1:
@@ -122,23 +122,26 @@ def streamed(status: int, body: bytes) -> Output:
 
 def refusal(status: int, body: bytes) -> Refusal:
     try:
-        fault = _parsed(body, _FaultBody).error
+        fault = parsed(body, _FaultBody).error
     except WrongAnswer:
         return Refusal(status, "", "")
     return Refusal(status, fault.type, fault.message)
 
 
-def _events(body: bytes) -> Sequence[bytes]:
+def stream_data(body: bytes) -> Sequence[bytes]:
+    """What the events of a stream hold."""
     lines = body.replace(b"\r\n", b"\n").split(b"\n")
     return [line.removeprefix(b"data:").strip() for line in lines if line.startswith(b"data:")]
 
 
-def _expect_ok(status: int, body: bytes) -> None:
+def expect_ok(status: int, body: bytes) -> None:
+    """Raises WrongAnswer."""
     if status != 200:
         raise WrongAnswer(f"HTTP {status}: {quoted(body.decode(errors='replace'), 200)}")
 
 
-def _parsed(body: bytes, kind: type[T]) -> T:
+def parsed(body: bytes, kind: type[T]) -> T:
+    """Raises WrongAnswer that shows what came."""
     try:
         return decode(body, kind)
     except (ModelyardError, RecursionError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -47,6 +47,10 @@ class Replica:
 
     async def complete_stream(self, prompt: str, max_tokens: int, **fields: object) -> Output:
         return answers.streamed(*await self._post(COMPLETION, self._completion(prompt, max_tokens, fields) | _STREAMED))
+
+    async def ask(self, path: str, fields: Mapping[str, object]) -> tuple[int, bytes]:
+        """Status and body of a request to another endpoint."""
+        return await self._post(path, {"model": self.model, **fields})
 
     async def refusal(self, path: Endpoint, body: bytes) -> Refusal:
         """How the replica takes a request that it must refuse."""

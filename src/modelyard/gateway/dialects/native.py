@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from modelyard.gateway.dialects.sse import EventSplitter, event
 from modelyard.gateway.lanes import LAST_CHUNK, BrokenStream, CachedTokens, EngineErred, Usage, chunk
+from modelyard.gateway.line_ends import escaped
 
 MESSAGE_ENDS = frozenset({"message_stop"})
 RESPONSE_ENDS = frozenset({"response.completed", "response.incomplete"})
@@ -27,11 +28,17 @@ class _Counts(Struct):
     cache_creation_input_tokens: int | None = None
     input_tokens_details: CachedTokens | None = None
 
-    def usage(self) -> Usage:
+    @property
+    def states_prompt(self) -> bool:
+        return bool(self.input_tokens or self.cache_read_input_tokens or self.cache_creation_input_tokens)
+
+    def usage(self, output_tokens: int | None = None) -> Usage:
+        """With another count of the answer, if one is given."""
+        output_tokens = self.output_tokens if output_tokens is None else output_tokens
         within = self.input_tokens_details.cached_tokens if self.input_tokens_details is not None else None
         beside = (self.cache_read_input_tokens or 0) + (self.cache_creation_input_tokens or 0)
         cached = CachedTokens(within if within is not None else self.cache_read_input_tokens or 0)
-        return Usage(self.input_tokens + beside, self.output_tokens, cached)
+        return Usage(self.input_tokens + beside, output_tokens, cached)
 
 
 class _Body(Struct):
@@ -41,6 +48,7 @@ class _Body(Struct):
 class _Event(Struct):
     type: str = ""
     usage: _Counts | None = None
+    message: _Body | None = None
     response: _Body | None = None
     sequence_number: int = -1
 
@@ -64,7 +72,7 @@ def responses_error(text: str, code: str, number: int) -> bytes:
 class NativeLane:
     """A stream in the client's own dialect."""
 
-    __slots__ = ("_chunked", "_closing", "_ends", "_number", "_splitter", "events", "has_delta", "usage")
+    __slots__ = ("_begun", "_chunked", "_closing", "_ends", "_number", "_splitter", "events", "has_delta", "usage")
     verdict = ""
 
     def __init__(self, ends: frozenset[str], *, chunked: bool) -> None:
@@ -72,6 +80,9 @@ class NativeLane:
         self._splitter = EventSplitter()
         self._closing = b""
         self._number = -1
+        # A message states its prompt at its beginning, and only the answer's tokens at its end. Who leaves in between
+        # has had more than the beginning knows: it is no usage by itself.
+        self._begun = _Counts()
         self.usage: Usage | None = None
         self.events = 0
         self.has_delta = False
@@ -109,10 +120,12 @@ class NativeLane:
         self.events += 1
         self.has_delta = self.has_delta or seen.type.endswith("delta")
         self._number = seen.sequence_number
+        if seen.message is not None:
+            self._begun = seen.message.usage or self._begun
         counts = seen.usage or (seen.response.usage if seen.response is not None else None)
         if counts is not None:
-            self.usage = counts.usage()
-        told = b"event: %b\ndata: %b\n\n" % (seen.type.encode(), data)
+            self.usage = counts.usage() if counts.states_prompt else self._begun.usage(counts.output_tokens)
+        told = b"event: %b\ndata: %b\n\n" % (seen.type.encode(), escaped(data))
         if seen.type in self._ends:
             self._closing = told
             return b""

@@ -8,19 +8,14 @@ import msgspec
 
 from modelyard.gateway.lanes import BrokenStream
 from modelyard.gateway.limits import WIRE
+from modelyard.gateway.line_ends import escaped
 
 encode_json = msgspec.json.Encoder().encode
-# Raw in JSON, but a line's end to readers that split as Unicode does.
-_LINE_ENDS = ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"))
 
 
 def event(name: str, value: Any) -> bytes:
     """One event with a JSON value. JSON escapes CR and LF, so no text can end a line."""
-    data = encode_json(value)
-    if b"\xe2\x80" in data:
-        for raw, escaped in _LINE_ENDS:
-            data = data.replace(raw, escaped)
-    return b"event: %b\ndata: %b\n\n" % (name.encode(), data)
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), escaped(encode_json(value)))
 
 
 class EventSplitter:

@@ -172,7 +172,7 @@ ROW = Row(
     key="37",
     name="text that looks like framing",
     claim="Answers that hold line ends of every kind, `data: [DONE]`, events, chunk ends and terminal sequences reach "
-    "three kinds of readers text for text, with no event beside; hostile names and header fields forge no line of a "
+    "four kinds of readers text for text, with no event beside; hostile names and header fields forge no line of a "
     "log, no record and no header field.",
     unit="cases",
     full=5_000,

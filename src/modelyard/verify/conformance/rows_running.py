@@ -13,6 +13,7 @@ from modelyard.verify.answers import WrongAnswer, quoted
 from modelyard.verify.checks import FUNCTIONAL, Observation
 from modelyard.verify.conformance.processes import listeners
 from modelyard.verify.conformance.row import Row, Trial, of_check
+from modelyard.verify.conformance.rows_dialects import DIALECT_ROWS
 from modelyard.verify.conformance.subject import Subject
 from modelyard.verify.probes import check_of
 
@@ -93,9 +94,9 @@ def _only_ours(address: str) -> bool:
 
 
 def running_rows(subject: Subject) -> tuple[Row, ...]:
-    """Verification's own checks first, then the kit's."""
+    """Verification's own checks first, then what else is claimed."""
     known = tuple(check_of(number, probe) for number, probe in enumerate(subject.probes, 1))
-    return (*(of_check(check) for check in (*FUNCTIONAL, *known)), *_ROWS)
+    return (*(of_check(check) for check in (*FUNCTIONAL, *known)), *DIALECT_ROWS, *_ROWS)
 
 
 _ROWS = (
