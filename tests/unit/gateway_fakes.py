@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,7 +132,8 @@ class World:
         connection = UpstreamConnection()
         transport = FakeTransport(connection)
         connection.connection_made(transport)  # type: ignore[arg-type]
-        connection.idle_since = time.monotonic()
+        # From now on: a test's process that is stopped for two seconds here would find it too old, and open another.
+        connection.idle_since = math.inf
         self.worker.admissions[model].seats[replica].pool.idle.append(connection)
         return connection, transport
 

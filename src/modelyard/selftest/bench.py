@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from modelyard.records.topology import Deployment, Policy, Replica
-from modelyard.selftest.connection import Connection
+from modelyard.selftest.connection import Connection, post
 from modelyard.selftest.gateway_process import GatewayProcess
 from modelyard.state import StateDirectory
 from modelyard.testing import FakeEngine
@@ -64,6 +64,17 @@ class Bench:
         connection = await gateway.connect()
         self._stack.callback(connection.close)
         return connection
+
+    async def streams(
+        self, gateway: GatewayProcess, body: dict[str, Any], count: int, within_s: float
+    ) -> list[Connection]:
+        """So many chats, all under way: bytes of each answer have come. Raises Lost, or TimeoutError."""
+        streams = [await self.connect(gateway) for _ in range(count)]
+        for stream in streams:
+            stream.send(post("/v1/chat/completions", gateway.key, body))
+        for stream in streams:
+            await stream.body_has(1, within_s)
+        return streams
 
 
 def replica(engine: FakeEngine | str, name: str = "r0", *, launch: str = "l0", max_in_flight: int = 64) -> Replica:

@@ -17,7 +17,7 @@ from modelyard.records.journal import RequestRecord
 from modelyard.records.keys import KeyCreated, KeyEvent, Limits, Scopes
 from modelyard.records.secrets import NewKey, key_record, new_key
 from modelyard.records.topology import Deployment, Topology
-from modelyard.selftest.connection import Connection, connect
+from modelyard.selftest.connection import Connection, Lost, Response, connect
 from modelyard.state import StateDirectory, write_atomically
 
 STARTS_WITHIN_S = 30.0
@@ -67,6 +67,16 @@ class GatewayProcess:
 
     async def connect(self) -> Connection:
         return await connect(f"http://127.0.0.1:{self.port}")
+
+    async def answer(self, request: bytes, within_s: float) -> Response | None:
+        """To one request on a connection of its own; None where it ended without, or nothing came in time."""
+        connection = await self.connect()
+        try:
+            return await connection.ask(request, within_s)
+        except (Lost, TimeoutError):
+            return None
+        finally:
+            connection.close()
 
     # What control would write; followed ten times a second.
 

@@ -86,7 +86,7 @@ LATENCY = Row(
     full=20_000,
     short=0,
     run=latency,
-    sources=("gateway", "records"),
+    sources=("gateway", "benchmarks/gateway.py"),
     takes_s=60,
 )
 THROUGHPUT = Row(
@@ -98,7 +98,7 @@ THROUGHPUT = Row(
     full=200_000,
     short=0,
     run=throughput,
-    sources=("gateway", "records"),
+    sources=("gateway", "benchmarks/gateway.py"),
     takes_s=150,
 )
 FANOUT = Row(
@@ -112,7 +112,7 @@ FANOUT = Row(
     full=600_000,
     short=0,
     run=fanout,
-    sources=("gateway", "records"),
+    sources=("gateway", "benchmarks/fanout.py"),
     takes_s=180,
 )
 ROWS = (LATENCY, THROUGHPUT, FANOUT)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from modelyard.selftest.asking import CHAT, judge
+from modelyard.selftest.asking import judge
 from modelyard.selftest.bench import MODEL, Bench, deployment, replica, until
-from modelyard.selftest.connection import Connection, Lost, chat, post
+from modelyard.selftest.connection import Connection, Lost, chat
 from modelyard.selftest.gateway_process import GatewayProcess
 from modelyard.selftest.outcome import Outcome, Tally, quantile
 from modelyard.selftest.row import Row
@@ -33,7 +33,8 @@ async def run(bench: Bench) -> Outcome:
         if gateway.exit_code is not None:
             await gateway.start()
         await _is_ready(gateway)
-        streams = await _streams(bench, gateway, ENDLESS if is_hurried else TOKENS)
+        body = chat(MODEL, stream=True, tokens=ENDLESS if is_hurried else TOKENS)
+        streams = await bench.streams(gateway, body, STREAMS, DEADLINE_S)
         gateway.terminate()
         told_at = time.monotonic()
         took_s = await until(lambda: _says_not_ready(gateway), DEADLINE_S, every_s=0.005)
@@ -57,15 +58,6 @@ async def run(bench: Bench) -> Outcome:
         tally.figure("drained, slowest", max(drained_s), "s", at_most=GRACE_S)
     tally.figure("after a second signal, slowest", max(hurried_s), "s", at_most=HURRIED_WITHIN_S * slack)
     return tally.outcome()
-
-
-async def _streams(bench: Bench, gateway: GatewayProcess, tokens: int) -> list[Connection]:
-    streams = [await bench.connect(gateway) for _ in range(STREAMS)]
-    for stream in streams:
-        stream.send(post(CHAT, gateway.key, chat(MODEL, stream=True, tokens=tokens)))
-    for stream in streams:
-        await stream.body_has(1, DEADLINE_S)
-    return streams
 
 
 async def _is_whole(stream: Connection, tally: Tally, where: str) -> None:

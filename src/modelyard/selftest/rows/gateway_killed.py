@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 
-from modelyard.selftest.asking import CHAT, Asked, ask
+from modelyard.selftest.asking import Asked, ask
 from modelyard.selftest.bench import MODEL, Bench, deployment, replica, until
-from modelyard.selftest.connection import Connection, Lost, chat, post
+from modelyard.selftest.connection import Connection, Lost, chat
 from modelyard.selftest.engines import Engine, Engines, Fakes
 from modelyard.selftest.gateway_process import GatewayProcess
 from modelyard.selftest.outcome import Outcome, Tally
@@ -40,7 +40,8 @@ async def kill_before(bench: Bench, engines: Engines, *, streams: int, late: int
     gateway = await bench.gateway(deployment(only, **engines.facts))
     accepts_s, free_s = list[float](), list[float]()
     for kill in range(bench.size):
-        under_way = await _streams(bench, gateway, streams)
+        body = chat(MODEL, stream=True, tokens=ENDLESS_TOKENS, content=PROMPT)
+        under_way = await bench.streams(gateway, body, streams, DEADLINE_S)
         await asyncio.sleep(bench.rng.uniform(0.0, 0.5))
         gateway.kill()
         killed_at = time.monotonic()
@@ -62,17 +63,6 @@ async def kill_before(bench: Bench, engines: Engines, *, streams: int, late: int
     tally.figure("the next one answers, slowest", max(accepts_s), "s", at_most=bound_s)
     tally.figure("the engine is free, slowest", max(free_s), "s", at_most=bound_s)
     return tally.outcome()
-
-
-async def _streams(bench: Bench, gateway: GatewayProcess, count: int) -> list[Connection]:
-    """Each of them under way: bytes of its answer have come."""
-    streams = [await bench.connect(gateway) for _ in range(count)]
-    for stream in streams:
-        body = chat(MODEL, stream=True, tokens=ENDLESS_TOKENS, content=PROMPT)
-        stream.send(post(CHAT, gateway.key, body))
-    for stream in streams:
-        await stream.body_has(1, DEADLINE_S)
-    return streams
 
 
 async def _ends(stream: Connection, tally: Tally, where: str) -> None:

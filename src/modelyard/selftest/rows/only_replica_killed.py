@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
-from modelyard.records.topology import Failover
 from modelyard.selftest.asking import Asked, ask
 from modelyard.selftest.bench import MODEL, Bench, deployment, replica, until
 from modelyard.selftest.connection import chat
@@ -17,8 +17,6 @@ IN_FLIGHT = 4
 REFUSED_WITHIN_S = 0.1
 DEADLINE_S = 30.0
 TOKENS = 40
-# The same few requests are there at every death: nobody could tell them from poison.
-FAILOVER = Failover(poison_deaths=0)
 CLAIM = (
     "Requests on it end in 503 with Retry-After, or in an error event where the answer had begun; while it is dead "
     "every request is refused by 503 with Retry-After within 100 ms; none hangs; a new launch is served."
@@ -37,7 +35,7 @@ async def kill_on(bench: Bench, engines: Engines, strike_s: tuple[float, float])
     for kill in range(bench.size):
         engine = await engines.start()
         only = replica(engine.address, launch=f"l{kill}")
-        gateway.publish(deployment(only, retry_after_s=1, failover=FAILOVER, **engines.facts))
+        gateway.publish(deployment(only, retry_after_s=1, **engines.facts))
         served = await until(asking.is_served, DEADLINE_S)
         tally.expect(served is not None, f"kill {kill}: not served again within {DEADLINE_S:g} s of a new launch")
         async with asyncio.TaskGroup() as group:
@@ -60,12 +58,16 @@ async def kill_on(bench: Bench, engines: Engines, strike_s: tuple[float, float])
 
 
 class _Asking:
+    """Each request is another one: what is there whenever an engine ends is refused as poison."""
+
     def __init__(self, gateway: GatewayProcess, engines: Engines) -> None:
         self._gateway, self._engines = gateway, engines
+        self._numbers = itertools.count()
 
     async def ask(self, *, stream: bool, tokens: int = TOKENS) -> Asked:
-        body, text = chat(MODEL, stream=stream, tokens=tokens), self._engines.text(tokens)
-        return await ask(self._gateway, body, within_s=DEADLINE_S, expected=text)
+        content = f"Tell me about the number {next(self._numbers)}."
+        body = chat(MODEL, stream=stream, tokens=tokens, content=content)
+        return await ask(self._gateway, body, within_s=DEADLINE_S, expected=self._engines.text(tokens))
 
     async def is_served(self) -> bool:
         return (await self.ask(stream=False, tokens=1)).verdict == "whole"

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from modelyard.records.topology import Deployment, Failover
 from modelyard.selftest.asking import CHAT
 from modelyard.selftest.bench import MODEL, Bench, deployment, replica, until
-from modelyard.selftest.connection import Lost, Response, chat, post
+from modelyard.selftest.connection import Response, chat, post
 from modelyard.selftest.endings import RETRYABLE, judged
 from modelyard.selftest.gateway_process import GatewayProcess
 from modelyard.selftest.outcome import Outcome, Tally, quantile
@@ -148,16 +148,9 @@ async def _answers_in_a_row(gateway: GatewayProcess) -> bool:
 
 
 async def _ask(gateway: GatewayProcess) -> Response | None:
-    """None where the connection ended without an answer, or none came in time. Each prompt is another one: what is
-    there whenever an engine ends would be refused as poison."""
-    connection = await gateway.connect()
+    """Each prompt is another one: what is there whenever an engine ends would be refused as poison."""
     body = chat(MODEL, tokens=TOKENS, content=f"request {next(_NUMBERS)}")
-    try:
-        return await connection.ask(post(CHAT, gateway.key, body), DEADLINE_S)
-    except (Lost, TimeoutError):
-        return None
-    finally:
-        connection.close()
+    return await gateway.answer(post(CHAT, gateway.key, body), DEADLINE_S)
 
 
 STORM = Row(

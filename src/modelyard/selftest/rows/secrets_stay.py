@@ -14,7 +14,7 @@ from modelyard.observe.story import tell
 from modelyard.records.base import encode
 from modelyard.records.keys import KeyRevoked
 from modelyard.selftest.bench import MODEL, Bench, deployment, replica, until
-from modelyard.selftest.connection import Lost, Response, post
+from modelyard.selftest.connection import Response, post
 from modelyard.selftest.gateway_process import GatewayProcess
 from modelyard.selftest.outcome import Outcome, Tally
 from modelyard.selftest.row import Row
@@ -125,13 +125,7 @@ def _body(path: str, canary: dict[str, str], stream: bool) -> dict[str, Any]:
 
 
 async def _ask(gateway: GatewayProcess, key: str, path: str, body: Any, *lines: str) -> Response | None:
-    connection = await gateway.connect()
-    try:
-        return await connection.ask(post(path, key, body, *lines), DEADLINE_S)
-    except (Lost, TimeoutError):
-        return None
-    finally:
-        connection.close()
+    return await gateway.answer(post(path, key, body, *lines), DEADLINE_S)
 
 
 async def _until_served(gateway: GatewayProcess, key: str, tally: Tally) -> None:
