@@ -16,8 +16,8 @@ from modelyard.testing import FakeEngine, Fault, FaultProxy
 Eventually = Callable[..., Awaitable[object]]
 TOKENS = 4
 WHOLE = "w0 w1 w2 w3"
-# Long enough that an answer after it can only be the other one's: a test that waited for it would be seen to.
-PAUSE_S = 30.0
+# Long enough that an answer before its end can only be the other one's.
+PAUSE_S = 8.0
 
 
 async def streamed(client: openai.AsyncOpenAI) -> str:

@@ -142,4 +142,4 @@ async def test_a_stopped_owner_is_told_of_and_replaced(state: StateDirectory, ev
         assert owner(state) != stopped and len(pids(state)) == WORKERS
         answers = await asyncio.gather(*(ask(yard, key) for _ in range(8)))
         assert [one.status for one in answers] == [200] * 8
-        assert "has given no sign of life for 3 s; it is killed" in yard.log("yard")
+        assert "has given no sign of life for 10 s; it is killed" in yard.log("yard")

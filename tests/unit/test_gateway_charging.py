@@ -27,7 +27,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from modelyard.gateway.estimate import UNSTATED_ANSWER_TOKENS, may_use, prompt_tokens
+from modelyard.gateway.estimate import UNSTATED_ANSWER_TOKENS, estimated, may_use, prompt_tokens
 from modelyard.gateway.fields import parse
 from modelyard.records.keys import Budgets, KeyCreated, KeyRotated, Limits
 from modelyard.records.secrets import NewKey, hash_of, new_key, new_team, secret_for
@@ -222,7 +222,7 @@ def test_the_longest_answer_is_what_was_asked_for_within_the_context(
 ) -> None:
     body = chat(**fields)
     call = parse(body, "/v1/chat/completions").call
-    asked = may_use(call, len(body), deployment(context_tokens=context, prices=PRICES), 1.0)
+    asked = may_use(*estimated(call, len(body), context), PRICES, 1.0)
     prompt = prompt_tokens(len(body))
     assert (asked.tokens, asked.cost_pico) == (prompt + answers, prompt * 10 + answers * 1000)
 

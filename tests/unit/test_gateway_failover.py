@@ -234,6 +234,26 @@ def test_a_retry_that_waits_lets_others_pass(tmp_path: Path) -> None:
     assert not two.to_client.written
 
 
+def test_a_retry_goes_before_those_of_its_key_that_had_no_seat_yet(tmp_path: Path) -> None:
+    """Its replica was started anew, so it may go wherever they may, and nobody suspects it."""
+    two = Two(tmp_path, poison_deaths=0)
+    two.ask()
+    shape = two.admission.deployment
+    anew = tuple(msgspec.structs.replace(one, launch="anew", max_in_flight=0) for one in shape.replicas)
+    two.world.apply(msgspec.structs.replace(shape, replicas=anew))
+    others = [two.world.client()[0] for _ in range(3)]
+    for other in others:
+        other.data_received(post(chat()))
+    two.dies(0)
+    exchange = two.client.exchange
+    assert exchange is not None
+    assert exchange.asking.excluded == frozenset()
+    assert exchange.ticket is not None
+    assert two.admission.queue.next(lambda one: True) is exchange.ticket
+    assert exchange.admitted is not None
+    assert (exchange.admitted.entry.waiting, exchange.admitted.entry.ahead) == (3, 0)
+
+
 def test_a_late_first_token_is_asked_for_elsewhere_while_another_is_free(tmp_path: Path) -> None:
     two = Two(tmp_path, first_token_s=5.0)
     two.ask()
@@ -375,7 +395,7 @@ def test_exclusion_is_a_value(tmp_path: Path) -> None:
     before = exchange.asking
     two.dies(0)
     assert before.excluded == frozenset()
-    assert exchange.asking == msgspec.structs.replace(before, excluded=frozenset({"r0"}))
+    assert exchange.asking == msgspec.structs.replace(before, excluded=frozenset({"r0"}), again=True)
 
 
 def test_a_replica_that_was_started_anew_is_asked_again(tmp_path: Path) -> None:

@@ -137,6 +137,70 @@ def test_who_may_go_to_fewer_replicas_does_not_hold_up_its_key() -> None:
     assert take(waiting).number == 1
 
 
+def test_who_had_a_seat_before_goes_before_the_others_of_its_key_in_their_order() -> None:
+    waiting = queue()
+    for number in range(2):
+        put(waiting, "a", number=number)
+    for number in (2, 3):
+        waiting.put(Ticket(Asking("a", tokens=1, again=True), number))
+    put(waiting, "a", number=4)
+    assert [take(waiting).number for _ in range(5)] == [2, 3, 0, 1, 4]
+
+
+def test_having_had_a_seat_does_not_change_whose_turn_it_is() -> None:
+    waiting = queue()
+    put(waiting, "a", tokens=10)
+    take(waiting)
+    for _ in range(2):
+        put(waiting, "b", tokens=10)
+    waiting.put(Ticket(Asking("a", tokens=10, again=True)))
+    assert order(waiting) == "bab"
+    assert waiting.ahead(Asking("b", again=True)) == 0
+
+
+def test_who_had_a_seat_before_is_the_last_of_its_key_to_make_room() -> None:
+    waiting = queue(most=3)
+    tickets = [Ticket(Asking("a", again=number == 0), number) for number in range(3)]
+    for ticket in tickets:
+        waiting.put(ticket)
+    for number in (2, 1):
+        assert waiting.make_room(Asking("b")) == [tickets[number]]
+        put(waiting, f"b{number}")
+
+
+def test_a_newcomer_that_had_a_seat_has_none_of_its_key_ahead() -> None:
+    waiting = queue()
+    for _ in range(5):
+        put(waiting, "a")
+        put(waiting, "b")
+    assert waiting.ahead(Asking("a")) == 10
+    assert waiting.ahead(Asking("a", again=True)) == 1
+
+
+def test_what_is_given_elsewhere_counts_for_the_key() -> None:
+    """However many of a key's requests have failed somewhere, it has one turn, not two."""
+    waiting = queue()
+    for number in range(4):
+        put(waiting, "a", tokens=10)
+        put(waiting, "b", tokens=10)
+        waiting.put(Ticket(Asking("a", 0, 10, frozenset({f"r{number}"}), again=True)))
+    first = [take(waiting).asking.key_id for _ in range(8)]
+    assert sorted(first) == ["a"] * 4 + ["b"] * 4
+    assert waiting.held(Asking("a")) == 4
+    assert waiting.keys_waiting(0) == 1
+
+
+def test_what_failed_is_given_back_to_the_key_although_it_goes_elsewhere_now() -> None:
+    waiting = queue()
+    failed = Asking("a", tokens=100)
+    waiting.charge(failed)
+    waiting.settle(failed, 0)
+    waiting.put(Ticket(Asking("a", 0, 100, frozenset({"r0"}), again=True)))
+    put(waiting, "b", tokens=100)
+    put(waiting, "b", tokens=100)
+    assert order(waiting) in ("abb", "bab"), "it is not behind what it never got"
+
+
 def test_the_newest_of_the_key_with_the_most_makes_room() -> None:
     waiting = queue(most=4)
     tickets = [put(waiting, "a", number=number) for number in range(3)]
@@ -253,9 +317,16 @@ class Model(RuleBasedStateMachine):
         self.present: list[Ticket] = []
         self.count = 0
 
-    @rule(key=keys, priority=st.integers(0, 1), tokens=st.integers(0, 90), size=st.integers(0, 90))
-    def come(self, key: str, priority: int, tokens: int, size: int) -> None:
-        asking = Asking(key, priority, tokens, size_bytes=size)
+    @rule(
+        key=keys,
+        priority=st.integers(0, 1),
+        tokens=st.integers(0, 90),
+        size=st.integers(0, 90),
+        failed=st.sampled_from([frozenset[str](), frozenset({"r0"})]),
+        again=st.booleans(),
+    )
+    def come(self, key: str, priority: int, tokens: int, size: int, failed: frozenset[str], again: bool) -> None:
+        asking = Asking(key, priority, tokens, failed, size_bytes=size, again=again)
         room = self.queue.make_room(asking)
         if room is None:
             return
@@ -271,8 +342,8 @@ class Model(RuleBasedStateMachine):
         ticket = self.queue.next(anyone)
         assert (ticket is None) is (not self.present), "whoever waits gets what is free"
         if ticket is not None:
-            same = [one for one in self.present if one.asking.key_id == ticket.asking.key_id]
-            assert ticket is next(one for one in same if one.asking.priority == ticket.asking.priority)
+            same = [one for one in self.present if _in_line(one.asking) == _in_line(ticket.asking)]
+            assert ticket is min(same, key=lambda one: (not one.asking.again, one.number))
             self.queue.take(ticket)
             self.present.remove(ticket)
 
@@ -295,6 +366,10 @@ class Model(RuleBasedStateMachine):
         for one in self.present:
             same = [two for two in self.present if two.asking.key_id == one.asking.key_id]
             assert self.queue.held(one.asking) == sum(two.asking.priority == one.asking.priority for two in same)
+
+
+def _in_line(asking: Asking) -> tuple[str, int, frozenset[str]]:
+    return asking.key_id, asking.priority, asking.excluded
 
 
 TestModel = Model.TestCase

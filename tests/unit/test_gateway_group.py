@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from gateway_fakes import MODEL, deployment
 
-from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued
+from modelyard.gateway.admission import WITHDRAWN, Admission, Asking, Queued, Result
 from modelyard.gateway.group import Group
 from modelyard.gateway.group_wire import Ask, Hello
 from modelyard.gateway.journal import JournalWriter
@@ -208,6 +208,25 @@ async def test_who_wants_a_seat_at_once_never_waits_at_the_owners_door(
         await eventually(lambda: refused.reason)
         assert "no seat is free at once" in refused.reason and not owner.door.queue.waiting
         assert owner.in_flight == CAP
+
+
+async def test_the_owner_learns_from_every_worker_how_late_first_tokens_come(
+    workers: Workers, eventually: Eventually
+) -> None:
+    shape = deployment(replicas=replicas("l0", cap=16), reserved_seats=0.0)
+    owner = await workers.start(shape)
+    other = await workers.start(shape)
+    quick, late = (Result("answered", first_s, 20, first_s, 10) for first_s in (0.1, 5.0))
+    for result, requests in ((quick, 1), (late, 16)):
+        asked = [other.ask() for _ in range(requests)]
+        await eventually(lambda asked=asked: all(one.seats is not None for one in asked))
+        for one in asked:
+            assert one.seats is not None
+            other.door.leave(one.seats, result, ASKING)
+        await eventually(lambda: owner.in_flight == 0)
+    owner.door.expire(now())
+    assert owner.door.seats["r0"].limit < 16
+    assert other.door.seats["r0"].limit == 16, "who owns nothing decides nothing"
 
 
 async def test_a_dead_worker_leaves_nothing_behind(workers: Workers, eventually: Eventually) -> None:

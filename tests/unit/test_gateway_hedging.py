@@ -504,6 +504,20 @@ def another_lately_had_half_of_the_seats(two: Hedged) -> None:
     shares.tidy(0.0, 8)
 
 
+def test_a_request_that_may_have_ended_an_engine_is_not_sent_to_two(tmp_path: Path) -> None:
+    three = Hedged(tmp_path, replicas=3)
+    three.ask()
+    three.dies(0)
+    three.asked()
+    three.engines += [three.world.engine(f"r{number}") for number in range(3)]
+    again, _ = three.world.client()
+    again.data_received(post(chat(stream=True)))
+    assert again.exchange is not None and again.exchange.asking.suspect
+    three.asked()
+    three.timers.pass_by()
+    assert three.asked() == []
+
+
 def test_seats_that_are_kept_for_other_keys_are_not_taken_by_a_hedge(tmp_path: Path) -> None:
     two = Hedged(tmp_path, reserved_seats=0.5)
     another_lately_had_half_of_the_seats(two)
@@ -526,9 +540,8 @@ def test_a_hedge_is_not_charged_to_the_key(tmp_path: Path) -> None:
     before = own.given
     two.timers.pass_by()
     assert two.asked() == [0, 1]
-    [_, elsewhere] = lane.flows.values()
-    assert own.given == before > 1000
-    assert elsewhere.given - lane.clock == 1.0, "it counts as one token, whatever it asks for"
+    assert own.given == before + 1.0, "it counts as one token, whatever it asks for"
+    assert before > 1000
 
 
 def test_explain_tells_of_both(tmp_path: Path) -> None:
@@ -722,7 +735,13 @@ class _Simulation:
         self._one_of(number, lambda engine, _: None if engine.answered else engine.data_received(STREAM_HEAD))
 
     def fail(self, number: int) -> None:
-        self._one_of(number, lambda _, transport: transport.lose())
+        """Never in the keep-alive race, which would make a connection: one that has served before counts as fresh."""
+
+        def lose(engine: UpstreamConnection, transport: FakeTransport) -> None:
+            engine.used = False
+            transport.lose()
+
+        self._one_of(number, lose)
 
     def leave(self, number: int) -> None:
         left = [one for one in self.streams if not one.is_gone]

@@ -133,7 +133,7 @@ def test_one_that_says_nothing_more_is_killed_and_started_again(serving: Child) 
         now += 0.5
         serving.look(now, latest, said)
     assert now > SILENT_AFTER_S
-    assert said == ["gateway has given no sign of life for 3 s; it is killed"]
+    assert said == ["gateway has given no sign of life for 10 s; it is killed"]
     ended(serving)
     serving.look(now, latest, said)
     assert serving.process is not silent and not serving.is_ready

@@ -14,7 +14,7 @@ from modelyard.gateway.caps import hold_to
 from modelyard.gateway.dialects.dialect import Speaker
 from modelyard.gateway.dialects.registry import READERS
 from modelyard.gateway.dialects.ways import direct, spoken
-from modelyard.gateway.estimate import answer_tokens, may_use, prompt_tokens
+from modelyard.gateway.estimate import estimated, may_use
 from modelyard.gateway.fields import AnyCall, parse, usage_asked, warning_of
 from modelyard.gateway.limits import FIELDS
 from modelyard.gateway.refusals import unknown_model
@@ -91,10 +91,10 @@ class Asked:
             parsed.stripped = parsed.stripped | asked.stripped
         if parsed.stripped or parsed.bounded:
             self.warning += warning_of(parsed)
-        tokens = prompt_tokens(len(request.body)) + answer_tokens(call) * (call.n or 1)
-        self.asking = Asking(terms.share, terms.priority, tokens, _NONE, terms.weight, len(self.body))
+        prompt, answers = estimated(call, len(request.body), deployment.context_tokens)
+        self.asking = Asking(terms.share, terms.priority, prompt + answers, _NONE, terms.weight, len(self.body))
         if line := worker.accounts.line(request.key):
-            self._reserve(line, call, admission)
+            self._reserve(line, prompt, answers, deployment)
         return admission
 
     def _kept_for_resumption(self, call: AnyCall, deployment: Deployment) -> Resumable | None:
@@ -110,9 +110,8 @@ class Asked:
             self.trace_id, self.trace_parent = trace.trace_id, trace.parent()
             self.trace_lines = trace.onward(request.id)
 
-    def _reserve(self, line: tuple[Account, ...], call: AnyCall, admission: Admission) -> None:
-        request, at = self.request, now()
-        asked = may_use(call, len(request.body), admission.deployment, request.at)
-        self.reservation = reservation = self.worker.accounts.reserve(line, asked, at, request.id)
+    def _reserve(self, line: tuple[Account, ...], prompt: int, answers: int, deployment: Deployment) -> None:
+        asked, at = may_use(prompt, answers, deployment.policy.prices, self.request.at), now()
+        self.reservation = reservation = self.worker.accounts.reserve(line, asked, at, self.request.id)
         if reservation.wanted is not None:
             self.asking = msgspec.structs.replace(self.asking, wanted=reservation.wanted)

@@ -229,10 +229,11 @@ class Exchange(Suspected):
         assert admission is not None
         self.note(attempt, _TRIED[failure.kind], failure.cause)
         self.attempt = None
-        admission.leave(attempt.seats, _FAILED, self.asking)
-        self.asking = msgspec.structs.replace(self.asking, excluded=self._failed_by(attempt))
-        self.suspect(admission)
+        before = self.asking
+        self.asking = msgspec.structs.replace(before, excluded=self._failed_by(attempt), again=True)
         self.failed = (*self.failed, attempt.seats)
+        admission.leave(attempt.seats, _FAILED, before)
+        self.suspect(admission)
         try:
             self._enter(admission)
         except Refusal as refusal:

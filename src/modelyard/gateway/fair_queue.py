@@ -4,7 +4,11 @@ Fairness is that of virtual tokens (Sheng et al. 2024, "Fairness in Serving Larg
 counter of the tokens that it was given, divided by its weight, and the key with the least goes next. A key that comes
 back is lifted to where the lane stands, so that nobody saves up for a burst (the start tags of start-time fair
 queueing, Goyal, Vin and Cheng 1996). For two keys that both wait all the time, the tokens given per weight differ by at
-most one request of each. Within a key: first come, first served.
+most one request of each. Within a key: first come, first served, and before them all those that had a seat already and
+lost it to a failure.
+
+A request that may not go to every replica, or not now, waits in a line beside its key's others, so as not to hold them
+up; what either line is given counts for both.
 
 State without time or I/O; every operation takes O(log n)."""
 
@@ -31,6 +35,43 @@ T = TypeVar("T", bound=Waiting)
 
 
 @dataclass(slots=True, eq=False)
+class _Line(Generic[T]):
+    """Those of one key that may go to the same replicas, in order: first the ones that had a seat before."""
+
+    name: str
+    flow: _Flow[T]
+    waiting: int = 0
+    again: deque[T] = field(default_factory=deque[T])
+    tickets: deque[T] = field(default_factory=deque[T])
+
+    def put(self, ticket: T) -> None:
+        (self.again if ticket.asking.again else self.tickets).append(ticket)
+
+    def head(self) -> T:
+        tickets = self.again or self.tickets
+        while not tickets[0].waiting:
+            tickets.popleft()
+            tickets = self.again or self.tickets
+        return tickets[0]
+
+    def newest(self) -> T:
+        tickets = self.tickets or self.again
+        while not tickets[-1].waiting:
+            tickets.pop()
+            tickets = self.tickets or self.again
+        return tickets[-1]
+
+    def tidy(self) -> None:
+        """Forget those that have left, before they outnumber those that wait."""
+        if not self.waiting:
+            self.again.clear()
+            self.tickets.clear()
+        elif len(self.again) + len(self.tickets) > 2 * self.waiting + 8:
+            self.again = deque(one for one in self.again if one.waiting)
+            self.tickets = deque(one for one in self.tickets if one.waiting)
+
+
+@dataclass(slots=True, eq=False)
 class _Flow(Generic[T]):
     """What one key has waiting in one lane. `given` are its virtual tokens."""
 
@@ -38,22 +79,10 @@ class _Flow(Generic[T]):
     given: float = 0.0
     waiting: int = 0
     size_bytes: int = 0
-    tickets: deque[T] = field(default_factory=deque[T])
-
-    def head(self) -> T:
-        while not self.tickets[0].waiting:
-            self.tickets.popleft()
-        return self.tickets[0]
+    lines: list[_Line[T]] = field(default_factory=list[_Line[T]])
 
     def newest(self) -> T:
-        while not self.tickets[-1].waiting:
-            self.tickets.pop()
-        return self.tickets[-1]
-
-    def tidy(self) -> None:
-        """Forget those that have left, before they outnumber those that wait."""
-        if len(self.tickets) > 2 * self.waiting + 8:
-            self.tickets = deque(one for one in self.tickets if one.waiting)
+        return next(line for line in self.lines if line.waiting).newest()
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +90,7 @@ class _Lane(Generic[T]):
     """One priority. `clock` is its virtual time; `passed` counts seats given above it while somebody waited here."""
 
     flows: dict[str, _Flow[T]] = field(default_factory=dict[str, _Flow[T]])
+    lines: dict[str, _Line[T]] = field(default_factory=dict[str, _Line[T]])
     by_turn: Ranking = field(default_factory=Ranking)
     by_share: Ranking = field(default_factory=Ranking)
     clock: float = 0.0
@@ -73,11 +103,33 @@ class _Lane(Generic[T]):
             flow = self.flows[key_id] = _Flow()
         return flow
 
-    def charge(self, flow: _Flow[T], asking: Asking) -> None:
+    def line(self, asking: Asking) -> _Line[T]:
+        name = _line_name(asking)
+        line = self.lines.get(name)
+        if line is None:
+            flow = self.flow(asking.key_id)
+            line = self.lines[name] = _Line(name, flow)
+            flow.lines.append(line)
+        return line
+
+    def lift(self, flow: _Flow[T]) -> None:
         if not flow.waiting:
             flow.given = max(flow.given, self.clock)
+
+    def charge(self, flow: _Flow[T], asking: Asking) -> None:
+        self.lift(flow)
         self.clock = max(self.clock, flow.given)
         flow.given += max(1, asking.tokens) / flow.weight
+
+    def rank(self, flow: _Flow[T]) -> None:
+        """What it was given has changed."""
+        for line in flow.lines:
+            if line.waiting:
+                self.by_turn.set(line.name, flow.given)
+
+    def forget(self, key_id: str) -> None:
+        for line in self.flows.pop(key_id).lines:
+            del self.lines[line.name]
 
 
 class FairQueue(Generic[T]):
@@ -99,23 +151,22 @@ class FairQueue(Generic[T]):
     def put(self, ticket: T) -> None:
         asking = ticket.asking
         lane = self._lane(asking.priority)
-        flow = lane.flow(_name(asking))
-        flow.weight = asking.weight
-        if not flow.waiting:
-            flow.given = max(flow.given, lane.clock)
-        flow.tickets.append(ticket)
+        line = lane.line(asking)
+        line.flow.weight = asking.weight
+        lane.lift(line.flow)
+        line.put(ticket)
         ticket.waiting = True
-        self._count(lane, flow, asking, 1)
-        if flow.waiting == 1:
-            lane.by_turn.set(_name(asking), flow.given)
+        self._count(lane, line, asking, 1)
+        if line.waiting == 1:
+            lane.by_turn.set(line.name, line.flow.given)
 
     def next(self, may_go: Callable[[T], bool]) -> T | None:
-        """The ticket whose turn it is among the first ones of each key that may go now; it stays in."""
+        """The ticket whose turn it is among the first ones of each line that may go now; it stays in."""
         for priority in self._by_turn():
-            flows = self._lanes[priority].flows
-            key_id = self._lanes[priority].by_turn.least(lambda one, flows=flows: may_go(flows[one].head()))
-            if key_id is not None:
-                return flows[key_id].head()
+            lines = self._lanes[priority].lines
+            name = self._lanes[priority].by_turn.least(lambda one, lines=lines: may_go(lines[one].head()))
+            if name is not None:
+                return lines[name].head()
         return None
 
     def take(self, ticket: T) -> None:
@@ -127,35 +178,34 @@ class FairQueue(Generic[T]):
             elif priority < asking.priority and lane.waiting:
                 lane.passed += 1
         lane = self._lanes[asking.priority]
-        flow = lane.flows[_name(asking)]
-        lane.charge(flow, asking)
-        if flow.waiting > 1:
-            lane.by_turn.set(_name(asking), flow.given)
-        self._remove(ticket, lane, flow)
+        line = lane.line(asking)
+        lane.charge(line.flow, asking)
+        self._remove(ticket, lane, line)
+        lane.rank(line.flow)
 
     def drop(self, ticket: T) -> None:
         """Out without a seat."""
         lane = self._lanes[ticket.asking.priority]
-        self._remove(ticket, lane, lane.flows[_name(ticket.asking)])
+        self._remove(ticket, lane, lane.line(ticket.asking))
 
     # What was given.
 
     def charge(self, asking: Asking) -> None:
         """A seat was given without waiting."""
         lane = self._lanes.get(asking.priority) or self._lane(asking.priority)
-        flow = lane.flow(_name(asking))
+        flow = lane.flow(asking.key_id)
         flow.weight = asking.weight
         lane.charge(flow, asking)
 
     def settle(self, asking: Asking, tokens: int) -> None:
         """A request that was charged has cost `tokens`."""
         lane = self._lanes.get(asking.priority)
-        flow = lane.flows.get(_name(asking)) if lane is not None else None
+        flow = lane.flows.get(asking.key_id) if lane is not None else None
         if lane is None or flow is None:
             return
         flow.given += (max(1, tokens) - max(1, asking.tokens)) / flow.weight
         if flow.waiting:
-            lane.by_turn.set(_name(asking), flow.given)
+            lane.rank(flow)
 
     def keys_known(self) -> int:
         return sum(len(lane.flows) for lane in self._lanes.values())
@@ -168,7 +218,7 @@ class FairQueue(Generic[T]):
                 lane.clock = max((flow.given for flow in lane.flows.values()), default=lane.clock)
             idle = [key_id for key_id, flow in lane.flows.items() if not flow.waiting and flow.given <= lane.clock]
             for key_id in idle:
-                del lane.flows[key_id]
+                lane.forget(key_id)
 
     # Room.
 
@@ -212,7 +262,7 @@ class FairQueue(Generic[T]):
     def held(self, asking: Asking) -> int:
         """How many tickets of the same key and priority wait."""
         lane = self._lanes.get(asking.priority)
-        flow = lane.flows.get(_name(asking)) if lane is not None else None
+        flow = lane.flows.get(asking.key_id) if lane is not None else None
         return flow.waiting if flow is not None else 0
 
     def keys_waiting(self, priority: int) -> int:
@@ -221,21 +271,22 @@ class FairQueue(Generic[T]):
 
     def ahead(self, asking: Asking) -> int:
         """How many tickets a newcomer has before it, about: of each other key of its own lane as many as of its own
-        key, which is what fairness comes to where requests cost alike; of higher lanes all, or as many as may pass."""
+        key, which is what fairness comes to where requests cost alike; of higher lanes all, or as many as may pass. One
+        that had a seat before has none of its own key."""
         above = sum(lane.waiting for priority, lane in self._lanes.items() if priority > asking.priority)
         lane = self._lanes.get(asking.priority)
         within = 0
         if lane is not None:
-            own = self.held(asking)
-            others = len(lane.by_share) - (1 if own else 0)
-            within = own + min(lane.waiting - own, (own + 1) * others)
+            held = self.held(asking)
+            own, others = 0 if asking.again else held, len(lane.by_share) - (1 if held else 0)
+            within = own + min(lane.waiting - held, (own + 1) * others)
         return within + min(above, (within + 1) * DOOR.passes)
 
     def _outweighs(self, lane: _Lane[T], key_id: str, asking: Asking) -> bool:
         """Whether the share of `key_id` is larger than the newcomer's would be."""
-        if key_id == _name(asking):
+        if key_id == asking.key_id:
             return False
-        flow = lane.flows.get(_name(asking))
+        flow = lane.flows.get(asking.key_id)
         waiting, size_bytes = (flow.waiting, flow.size_bytes) if flow is not None else (0, 0)
         other = lane.flows[key_id]
         mine = self._share(waiting + 1, size_bytes + asking.size_bytes, asking.weight)
@@ -266,31 +317,30 @@ class FairQueue(Generic[T]):
         passed = self._lanes[priority].passed
         return passed if passed >= DOOR.passes else 0
 
-    def _count(self, lane: _Lane[T], flow: _Flow[T], asking: Asking, sign: int) -> None:
-        size_bytes = sign * asking.size_bytes
+    def _count(self, lane: _Lane[T], line: _Line[T], asking: Asking, sign: int) -> None:
+        flow, size_bytes = line.flow, sign * asking.size_bytes
         self.waiting += sign
         self.size_bytes += size_bytes
         lane.waiting += sign
+        line.waiting += sign
         flow.waiting += sign
         flow.size_bytes += size_bytes
         if flow.waiting:
-            lane.by_share.set(_name(asking), -self._share(flow.waiting, flow.size_bytes, flow.weight))
+            lane.by_share.set(asking.key_id, -self._share(flow.waiting, flow.size_bytes, flow.weight))
         else:
-            lane.by_share.remove(_name(asking))
-            lane.by_turn.remove(_name(asking))
-            flow.tickets.clear()
+            lane.by_share.remove(asking.key_id)
+        if not line.waiting:
+            lane.by_turn.remove(line.name)
 
-    def _remove(self, ticket: T, lane: _Lane[T], flow: _Flow[T]) -> None:
+    def _remove(self, ticket: T, lane: _Lane[T], line: _Line[T]) -> None:
         ticket.waiting = False
-        self._count(lane, flow, ticket.asking, -1)
-        flow.tidy()
+        self._count(lane, line, ticket.asking, -1)
+        line.tidy()
         if not lane.waiting:
             lane.passed = 0
 
 
-def _name(asking: Asking) -> str:
-    """Of its flow. One that may not go to every replica, or not now, waits beside its key's others, so as not to hold
-    them up."""
+def _line_name(asking: Asking) -> str:
     if asking.suspect:
         return f"{asking.key_id} isolated {asking.suspect.hex()}"
     return f"{asking.key_id} elsewhere" if asking.excluded else asking.key_id

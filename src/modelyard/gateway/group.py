@@ -42,7 +42,7 @@ from modelyard.records.topology import Deployment
 
 # An upper bound for how long a worker that lives takes to find the next owner; caps may be exceeded by what a slower
 # one holds, until that has ended.
-RECOUNT_WITHIN_S = 0.25
+RECOUNT_WITHIN_S = 0.5
 # The owner turns away who waited too long; only if its word does not come do we.
 WORD_WITHIN_S = 1.0
 SILENT_RETRY_S = 1

@@ -14,8 +14,9 @@ from modelyard.lifeline import die_with_parent
 BACKOFF_BASE_S = 0.1
 # Many times as long as a start takes: who lived longer did not die of it, and the next start is at once again.
 STEADY_AFTER_S = 5.0
-# Three signs of life that did not come. A gateway that computes for so long without a pause would be as useless.
-SILENT_AFTER_S = 3.0
+# Signs of life that did not come. A disk that is written to by others may hold up a journal for seconds: patience costs
+# less than the streams of a gateway that would have gone on.
+SILENT_AFTER_S = 10.0
 LOOK_AT_MOST_S = 1.0
 
 
