@@ -353,11 +353,13 @@ def test_pipelined_requests_are_answered_in_their_order(world: World) -> None:
     assert to_client.reading
 
 
-def test_thousands_of_pipelined_requests_do_not_exhaust_the_stack(world: World) -> None:
+async def test_thousands_of_pipelined_requests_do_not_exhaust_the_stack(world: World) -> None:
     client, to_client = world.client()
     engine, _ = world.engine()
     client.data_received(post(chat()) + get("/health") * 3000 + post(b"{") * 500)
     engine.data_received(answer())
+    for _ in range(20):
+        await asyncio.sleep(0)
     assert statuses(to_client.take()) == [200] * 3001 + [400] * 500
 
 
@@ -485,6 +487,10 @@ async def test_a_client_that_leaves_before_its_large_body_had_its_turn_is_record
     client, _ = world.client()
     _engine, to_engine = world.engine()
     client.data_received(post(chat(messages=[{"role": "user", "content": "a" * 200_000}])))
+    for _ in range(4):
+        await asyncio.sleep(0)
+        if client.exchange is not None:
+            break
     client.connection_lost(None)
     for _ in range(8):
         await asyncio.sleep(0)
@@ -496,6 +502,10 @@ async def test_a_client_that_leaves_while_its_large_body_is_read_is_recorded_onc
     client, _ = world.client()
     _engine, to_engine = world.engine()
     client.data_received(post(chat(messages=[{"role": "user", "content": "a" * 200_000}])))
+    for _ in range(6):
+        if client.exchange is not None:
+            break
+        await asyncio.sleep(0)
     await asyncio.sleep(0)
     client.connection_lost(None)
     for _ in range(8):
@@ -565,3 +575,61 @@ def test_sequence_numbers_stand_without_gaps_whatever_was_refused(world: World) 
     assert len(split_responses(to_client.take())) == 16
     assert [record.sequence for record in world.records()] == [1, 2, 3, 4, 5, 6]
     assert len({record.request_id for record in world.records()}) == 6
+
+
+# Reads that are much work.
+
+
+async def test_a_read_of_tiny_chunks_is_parsed_piece_by_piece_and_nothing_is_lost(world: World) -> None:
+    client, to_client = world.client()
+    engine, to_engine = world.engine()
+    sent = chat(user="u", messages=[{"role": "user", "content": "x" * 40_000}])
+    head = post(b"", "transfer-encoding: chunked").replace(b"content-length: 0\r\n", b"")
+    read = head + chunked(*[sent[at : at + 1] for at in range(len(sent))]) + LAST_CHUNK
+    assert len(read) > 200_000
+    # Behind it stands another request, which must wait for its turn.
+    client.data_received(read + post(chat(user="second")))
+    assert not to_client.reading
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert b"x" * 40_000 in to_engine.take()
+    engine.data_received(answer())
+    assert b'"second"' in to_engine.take()
+    engine.data_received(answer())
+    assert statuses(to_client.take()) == [200, 200]
+    assert to_client.reading
+
+
+async def test_what_comes_while_pieces_wait_is_parsed_after_them(world: World) -> None:
+    client, to_client = world.client()
+    _engine, to_engine = world.engine()
+    sent = chat(user="u", messages=[{"role": "user", "content": "x" * 40_000}])
+    head = post(b"", "transfer-encoding: chunked").replace(b"content-length: 0\r\n", b"")
+    read = head + chunked(*[sent[at : at + 1] for at in range(len(sent))]) + LAST_CHUNK
+    client.data_received(read[:150_000])
+    client.data_received(read[150_000:])
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert b"x" * 40_000 in to_engine.take()
+    assert to_client.reading
+
+
+async def test_a_client_that_leaves_while_pieces_wait_leaves_nothing_behind(world: World) -> None:
+    client, to_client = world.client()
+    head = post(b"", "transfer-encoding: chunked").replace(b"content-length: 0\r\n", b"")
+    client.data_received(head + chunked(*[b"x"] * 40_000))
+    to_client.lose()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert world.records() == []
+
+
+def test_after_pipelined_requests_the_connection_is_read_again(world: World) -> None:
+    client, to_client = world.client()
+    engine, _ = world.engine()
+    client.data_received(post(chat(user="first")) + post(chat(user="second")))
+    assert not to_client.reading
+    engine.data_received(answer())
+    engine.data_received(answer())
+    assert statuses(to_client.take()) == [200, 200]
+    assert to_client.reading

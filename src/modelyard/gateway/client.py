@@ -23,6 +23,8 @@ from modelyard.gateway.worker import Worker
 
 _SMALL_PART_BYTES = 256
 _MERGED_PART_BYTES = 4096
+# In chunks of one byte each of these comes to a call of ours for every 6 bytes: 14 ms for all of them.
+_FED_AT_ONCE_BYTES = 64 * 1024
 # struct linger: on, with no time to linger.
 _RESET = struct.pack("ii", 1, 0)
 
@@ -36,12 +38,14 @@ class ClientConnection(asyncio.Protocol):
         "_counted",
         "_deaf",
         "_head_in",
+        "_held_back",
         "_memo",
         "_parser",
         "_parts",
         "_serving",
         "_thrown_away",
         "_transport",
+        "_unfed",
         "_waiting",
         "_wire",
         "_worker",
@@ -68,6 +72,9 @@ class ClientConnection(asyncio.Protocol):
         self._thrown_away = 0
         self._serving = False
         self._parts: list[bytes] = []
+        # What has come and waits for the parser: others are served in between. Meanwhile nothing more is read.
+        self._unfed = b""
+        self._held_back = False
         self._head_in = b""
         self._memo: HeadMemo | None = None
         # When the body must be whole at the latest; what had come of it, or was still to be read, at the last look.
@@ -92,6 +99,7 @@ class ClientConnection(asyncio.Protocol):
         self._connections.discard(self)
         self._waiting.clear()
         self._parts.clear()
+        self._unfed = b""
         self.receiving = None
         # It holds us and we hold it: what hangs on that waits for the collector, which is made to come rarely.
         del self._parser
@@ -105,6 +113,9 @@ class ClientConnection(asyncio.Protocol):
             if self._thrown_away > self._wire.body_bytes:
                 self.abort()
             return
+        if self._unfed:
+            self._unfed += data
+            return
         request = self.receiving
         self._head_in = b""
         if request is None and self.exchange is None and not self._waiting and not self.paused:
@@ -114,6 +125,38 @@ class ClientConnection(asyncio.Protocol):
                     self._serve(again)
                     return
             self._head_in = data
+        if len(data) > _FED_AT_ONCE_BYTES and (request is None or request.is_chunked):
+            self._unfed = data
+            self._feed_rest()
+        else:
+            self._feed(data)
+
+    def _feed_rest(self) -> None:
+        """Give the parser a piece of what waits for it; nothing more is read until it has all."""
+        transport = self._transport
+        if transport is None or self._deaf:
+            self._unfed = b""
+            return
+        piece, self._unfed = self._unfed[:_FED_AT_ONCE_BYTES], self._unfed[_FED_AT_ONCE_BYTES:]
+        if self._unfed:
+            self._hold_reading(transport)
+            asyncio.get_running_loop().call_soon(self._feed_rest)
+        self._feed(piece)
+        if not transport.is_closing():
+            self._read_on(transport)
+
+    def _hold_reading(self, transport: asyncio.Transport) -> None:
+        self._held_back = True
+        transport.pause_reading()
+
+    def _read_on(self, transport: asyncio.Transport) -> None:
+        """Unless something that has come already still waits."""
+        if self._held_back and not self._unfed and not self._waiting:
+            self._held_back = False
+            transport.resume_reading()
+
+    def _feed(self, data: bytes) -> None:
+        request = self.receiving
         before = request.received if request is not None else 0
         try:
             self._parser.feed_data(data)
@@ -231,7 +274,7 @@ class ClientConnection(asyncio.Protocol):
             # Pipelined: answered in turn. Nothing more is read until then, so one read bounds what can wait.
             self._waiting.append(request)
             if self._transport is not None:
-                self._transport.pause_reading()
+                self._hold_reading(self._transport)
             return
         self._serve(request)
 
@@ -377,12 +420,13 @@ class ClientConnection(asyncio.Protocol):
                 transport.close()
         elif not self._waiting and self.receiving is None and not self.paused and not self._deaf:
             self.deadline = now() + self._wire.idle_timeout_s
+            if self._held_back:
+                self._read_on(transport)
         elif not self._serving:
             self._rest()
 
     def _rest(self) -> None:
         """Nothing is being answered: serve those that wait, one after the other, then wait for the next."""
-        waited = bool(self._waiting)
         self._serving = True
         while self._waiting and self.exchange is None and not self.paused and not self._deaf:
             self._serve(self._waiting.popleft())
@@ -393,8 +437,7 @@ class ClientConnection(asyncio.Protocol):
         if self._deaf:
             self._linger(transport)
             return
-        if waited:
-            transport.resume_reading()
+        self._read_on(transport)
         if self.receiving is not None:
             self._expect_body(self.receiving)
         else:

@@ -33,7 +33,7 @@ class Request:
     received = 0
     unproductive = 0
     framing = 0
-    coded = expects = has_body = admitted = two_secrets = False
+    coded = expects = has_body = is_chunked = admitted = two_secrets = False
     keep_alive = chunked_allowed = True
     refusal: Refusal | None = None
     route: Route = _NO_ROUTE

@@ -26,7 +26,7 @@ def take_field(request: Request, name: bytes, value: bytes) -> None:
         request.content_length = int(value)
         request.has_body = request.content_length > 0
     elif lowered == b"transfer-encoding":
-        request.has_body = True
+        request.has_body = request.is_chunked = True
         if value.strip().lower() != b"chunked":
             raise Refusal(400, "transfer-encoding can only be chunked", code="bad_request", close=True)
     elif lowered == b"content-encoding":
