@@ -759,7 +759,7 @@ class _Simulation:
 _ACTS = ("ask", "ask", "wait", "answer", "begin", "fail", "leave")
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(_ACTS), st.integers(0, 30)), max_size=40))
 def test_in_any_order_every_request_ends_once_and_every_seat_is_given_back(acts: list[tuple[str, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
