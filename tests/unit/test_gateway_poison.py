@@ -130,11 +130,13 @@ def test_a_launch_that_lost_a_connection_may_be_dead_until_it_is_seen_to_live() 
     suspects = batch_died()
     suspects.lost(B, POISON, 3.0, pieces=4)
     suspects.lost(B, OTHER, 4.0)
-    assert suspects.may_be_dead(A) and suspects.may_be_dead(B) and not suspects.may_be_dead(C)
+    assert suspects.is_dead(A) and not suspects.is_doubted(A)
+    assert suspects.is_doubted(B) and not suspects.is_dead(B)
+    assert not suspects.is_doubted(C) and not suspects.is_dead(C)
     suspects.lived(B, 3.5)
-    assert suspects.may_be_dead(B), "it was seen to live before the last loss"
+    assert suspects.is_doubted(B), "it was seen to live before the last loss"
     suspects.lived(B, 4.5)
-    assert suspects.may_be_dead(A) and not suspects.may_be_dead(B)
+    assert suspects.is_dead(A) and not suspects.is_doubted(B)
     assert (suspects.pieces(POISON), suspects.pieces(OTHER)) == (4, 0)
 
 
@@ -223,7 +225,7 @@ class Fleet(RuleBasedStateMachine):
         elsewhere = any(request in one for one in self.in_flight.values())
         if verdict in ("undecided", "convicted") or elsewhere:
             return
-        is_dubious = self.suspects.may_be_dead((replica, str(self.launch[replica])))
+        is_dubious = self.suspects.is_doubted((replica, str(self.launch[replica])))
         if verdict == "suspect" and ("isolated" in flying.values() or is_dubious):
             return
         flying[request] = "isolated" if verdict else ""

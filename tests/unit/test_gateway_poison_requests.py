@@ -233,6 +233,25 @@ def test_no_suspect_goes_to_a_launch_that_another_one_may_just_have_ended(tmp_pa
     assert len(fleet.at("r1")) == 2, "it lives: the next suspect goes there"
 
 
+def test_a_suspect_is_told_at_once_where_every_launch_that_we_know_of_is_dead(tmp_path: Path) -> None:
+    """It was told of the next launch after its request had gone to the one before, at the same address, and that is
+    dead too: found out by a connection that was refused."""
+    fleet = Fleet(tmp_path, names=("r0",))
+    asker = fleet.ask("a question")
+    before = fleet.engines["r0"]
+    fleet.is_gone("r0")
+    other = fleet.ask("another")
+    now = time.monotonic()
+    fleet.dies("r0")
+    fleet.admission.suspects.died(fleet.admission.seats["r0"].launch, now)
+    assert other.told()[0] == 503
+    for _, transport in before:
+        if not transport.is_closing():
+            transport.lose()
+    assert asker.told()[0] == 503
+    assert not fleet.admission.queue.waiting
+
+
 def test_one_that_dies_in_the_middle_is_isolated_to_its_end_when_it_is_asked_again(tmp_path: Path) -> None:
     fleet = Fleet(tmp_path)
     for name in fleet.names:

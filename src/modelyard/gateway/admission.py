@@ -96,6 +96,8 @@ class Admission:
         if asking.suspect:
             if (refusal := self.suspects.refusal(asking.suspect, now)) is not None:
                 raise refusal
+            if decision.reason == NOBODY_LEFT:
+                raise self._refusal(NOBODY_LEFT, code="unavailable")
             has_seat = has_seat and self.suspects.verdict(asking.suspect) != "undecided"
         if has_seat and not self.queue.waiting:
             self.queue.charge(asking)
@@ -360,13 +362,16 @@ class Admission:
 
     def _for_suspect(self, candidates: list[Candidate]) -> list[Candidate]:
         """There is no place for a suspect where another one is, nor where one was a moment ago if that may have ended
-        it."""
-        return [
-            msgspec.structs.replace(one, max_in_flight=0)
-            if self.seats[one.replica].suspects or self.suspects.may_be_dead(self.seats[one.replica].launch)
-            else one
-            for one in candidates
-        ]
+        it. Where it has, whoever listens there next is another launch, of which we have not heard yet."""
+        seen: list[Candidate] = []
+        for one in candidates:
+            seats = self.seats[one.replica]
+            if self.suspects.is_dead(seats.launch):
+                one = msgspec.structs.replace(one, barred="excluded")
+            elif seats.suspects or self.suspects.is_doubted(seats.launch):
+                one = msgspec.structs.replace(one, max_in_flight=0)
+            seen.append(one)
+        return seen
 
     def _seat(self, waiter: Waiter, asking: Asking, decision: Decision) -> None:
         assert decision.replica is not None

@@ -105,9 +105,14 @@ class Suspects:
             return None
         return poison_request(suspect.deaths, suspect.until - now)
 
-    def may_be_dead(self, launch: Launch) -> bool:
-        """It lost a connection, and was not seen to live since."""
-        return launch in self._ends
+    def is_doubted(self, launch: Launch) -> bool:
+        """It lost a connection, and was neither seen to live since nor to have died."""
+        end = self._ends.get(launch)
+        return end is not None and not end.is_death
+
+    def is_dead(self, launch: Launch) -> bool:
+        end = self._ends.get(launch)
+        return end is not None and end.is_death
 
     def doubted(self) -> tuple[Launch, ...]:
         """Launches of which it is not known whether they died."""
