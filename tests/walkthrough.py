@@ -194,8 +194,10 @@ class Terminal:
         """Until the command closes its terminal; at each prompt the next answer is typed."""
         shown, deadline = "", time.monotonic() + ENDS_WITHIN_S
         raw = b""
+        said = select.poll()
+        said.register(terminal, select.POLLIN)
         while True:
-            ready, _, _ = select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))
+            ready = said.poll(max(0.0, deadline - time.monotonic()) * 1e3)
             assert ready, f"does not end; the terminal shows:\n{shown}"
             try:
                 piece = os.read(terminal, 65536)

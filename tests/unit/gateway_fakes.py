@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,9 @@ class World:
     generation: int = 0
 
     def __post_init__(self) -> None:
-        self.worker = Worker(JournalWriter(self.folder), Keyring(), self.wire)
+        journal = JournalWriter(self.folder)
+        weakref.finalize(self, journal.close)
+        self.worker = Worker(journal, Keyring(), self.wire)
         self.service = Service(self.worker)
         self.add_key(SECRET)
         self.apply(self.shape)

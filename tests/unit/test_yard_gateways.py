@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
@@ -66,6 +67,7 @@ def scene(request: pytest.FixtureRequest) -> Generator[Scene]:
         scene.until(scene.all_ready)
         yield scene
         for child in scene.gateways.stop():
+            child.close()
             if child.process is not None:
                 child.process.kill()
                 child.process.wait()
@@ -126,6 +128,15 @@ def test_one_that_dies_during_a_reload_is_started_again(scene: Scene) -> None:
     killed.wait()
     scene.until(lambda: scene.gateways.serving[0].process not in (None, killed))
     assert any("gateway 0 ended (signal 9)" in text for text in scene.said)
+
+
+def test_reloads_leave_no_descriptor_behind(scene: Scene) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(3):
+        scene.gateways.reload(scene.now)
+        scene.until(lambda number=number: scene.ended_reloads() == number + 1)
+        scene.until(lambda: not scene.gateways.seen().leaving)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_who_asks_during_a_reload_gets_another_one_after_it(scene: Scene) -> None:

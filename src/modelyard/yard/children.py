@@ -53,7 +53,7 @@ class Child:
                 return
             self.process = None
             self.is_ready = False
-            self._close_ready()
+            self.close()
             self._back_off(f"ended ({_words(status)})", now, jitter, say)
         if now >= self.start_again_at:
             try:
@@ -84,7 +84,7 @@ class Child:
                 process_group=0,
             )
         except BaseException:
-            self._close_ready()
+            self.close()
             raise
         finally:
             if told >= 0:
@@ -103,7 +103,7 @@ class Child:
         except BlockingIOError:
             said = None
         if said == b"":
-            self._close_ready()
+            self.close()
         elif said:
             self.is_ready, self.silent_s = True, 0.0
         elif self.is_ready and self.silent_s > SILENT_AFTER_S:
@@ -111,7 +111,8 @@ class Child:
             self.signal(signal.SIGKILL)
             self.silent_s = 0.0
 
-    def _close_ready(self) -> None:
+    def close(self) -> None:
+        """Give up our end of its pipe: it has ended, or nobody listens to it any more."""
         if self.ready_fd >= 0:
             os.close(self.ready_fd)
             self.ready_fd = -1

@@ -55,6 +55,7 @@ class GatewayProcesses:
             child.look(now, self._jitter, self._say)
         for leaving in list(self._leaving):
             if leaving.child.has_ended():
+                leaving.child.close()
                 self._leaving.remove(leaving)
             elif now > leaving.kill_at:
                 leaving.child.signal(signal.SIGKILL)
