@@ -207,9 +207,13 @@ async def test_an_engine_that_dies_before_its_first_byte_is_unavailable(
         assert await engine.ended() == 1
         again = wire.ask(post(body))
         assert (again.status, again.headers["retry-after"]) == (503, "2")
-        assert b"engine_unavailable" in again.body
-        assert b"unix:" not in again.body, "where engines live is nobody's business"
-    assert [record.outcome for record in await journal(served, eventually, 2)] == ["upstream_failed"] * 2
+        assert b"every replica has failed this request" in again.body
+        other = wire.ask(post(json.dumps(WORDS).encode()))
+        assert (other.status, other.headers["retry-after"]) == (503, "2")
+        assert b"engine_unavailable" in other.body
+        assert b"unix:" not in other.body, "where engines live is nobody's business"
+    outcomes = [record.outcome for record in await journal(served, eventually, 3)]
+    assert outcomes == ["upstream_failed", "unavailable", "upstream_failed"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
