@@ -624,6 +624,16 @@ async def test_a_client_that_leaves_while_pieces_wait_leaves_nothing_behind(worl
     assert world.records() == []
 
 
+async def test_behind_a_refusal_in_the_middle_of_pieces_what_comes_is_read_and_thrown_away(small: World) -> None:
+    client, to_client = small.client()
+    head = post(b"", "transfer-encoding: chunked").replace(b"content-length: 0\r\n", b"")
+    client.data_received(head + chunked(*[b"x" * 16_384] * 64))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert statuses(to_client.take()) == [413]
+    assert to_client.reading, "else the end of the connection would take the answer with it"
+
+
 def test_after_pipelined_requests_the_connection_is_read_again(world: World) -> None:
     client, to_client = world.client()
     engine, _ = world.engine()

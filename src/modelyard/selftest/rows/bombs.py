@@ -73,6 +73,8 @@ async def _throw(gateway: GatewayProcess, bomb: Bomb, tally: Tally) -> None:
                     data = piece.replace(b"{key}", gateway.key.encode()) if not sent else piece
                     writer.write(data)
                     await writer.drain()
+                    # Where the kernel takes all, nothing waits, and the answer would never be looked for.
+                    await asyncio.sleep(0)
                     sent += len(data)
                     if answer.done():
                         break
