@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 from modelyard.selftest.asking import CHAT, ask
-from modelyard.selftest.bench import MODEL, Bench
+from modelyard.selftest.bench import MODEL, Bench, until
 from modelyard.selftest.connection import chat
 from modelyard.selftest.gateway_process import GatewayProcess
 from modelyard.selftest.one_answer import Answer, read_answer
@@ -27,6 +27,19 @@ PROMPTS = (
 )
 
 
+# An engine that goes on reads what it said as text; where that falls into other tokens, so many.
+SEAM_TOKENS = 2
+
+
+class _FollowedFleet(Fleet):
+    """Each launch has an address of its own: until the gateway has heard of it, the replica is not there for it, and
+    to kill the other one then would leave none that could go on."""
+
+    async def kill(self, number: int) -> None:
+        await super().kill(number)
+        await until(lambda: self.is_streaming(number), DEADLINE_S, every_s=0.01)
+
+
 async def only_replica(bench: Bench) -> Outcome:
     async with real_engines() as engines:
         return await only_replica_killed.kill_on(bench, engines, strike_s=(0.1, 1.5))
@@ -41,7 +54,7 @@ async def resumed(bench: Bench) -> Outcome:
     replicas = 2
     async with real_engines(replicas) as engines:
         gateway = await bench.gateway()
-        fleet = Fleet(gateway, engines)
+        fleet = _FollowedFleet(gateway, engines)
         await fleet.start(replicas)
         await streams_resumed.served(gateway)
         known = await _uninterrupted(gateway)
@@ -91,9 +104,9 @@ def _prompt_of(question: Question) -> str:
 
 def _wrong_with(uninterrupted: Answer, answer: Answer) -> str:
     """The text may differ, as it does between any two runs under load; what is billed may not, where it was cut at the
-    same length."""
+    same length, but by the tokens of a seam."""
     (prompt, _), (billed_prompt, billed) = uninterrupted.billed, answer.billed
-    if billed_prompt != prompt:
+    if abs(billed_prompt - prompt) > SEAM_TOKENS:
         return f"{billed_prompt} prompt tokens billed, {prompt} sent"
     if answer.finish_reason == "length" and billed != TOKENS:
         return f"{billed} tokens billed of an answer that was cut at {TOKENS}"
@@ -104,7 +117,7 @@ ROWS = tuple(
     Row(
         key=f"{twin.key}-real",
         name=f"{name}, on a real engine",
-        claim=twin.claim,
+        claim=claim,
         unit="kills",
         full=KILLS,
         short=0,
@@ -112,9 +125,28 @@ ROWS = tuple(
         sources=("gateway", *SOURCES),
         takes_s=takes_s,
     )
-    for twin, name, run, takes_s in (
-        (only_replica_killed.ROW, "the only replica is killed", only_replica, 120),
-        (gateway_killed.ROW, f"the gateway is killed with {SEQUENCES - LATE} streams", gateway, 60),
-        (streams_resumed.ROW, "replicas are killed in the middle of streams", resumed, 180),
+    for twin, name, claim, run, takes_s in (
+        (
+            only_replica_killed.ROW,
+            "the only replica is killed",
+            only_replica_killed.ROW.claim,
+            only_replica,
+            120,
+        ),
+        (
+            gateway_killed.ROW,
+            f"the gateway is killed with {SEQUENCES - LATE} streams",
+            gateway_killed.ROW.claim,
+            gateway,
+            60,
+        ),
+        (
+            streams_resumed.ROW,
+            "replicas are killed in the middle of streams",
+            f"{streams_resumed.ROW.claim} A prompt may be billed with {SEAM_TOKENS} tokens more or less, where what "
+            "was said falls into other tokens when it is read.",
+            resumed,
+            180,
+        ),
     )
 )
