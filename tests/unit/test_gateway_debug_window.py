@@ -6,12 +6,25 @@ import time
 from pathlib import Path
 
 import pytest
-from gateway_fakes import DONE, STREAM_HEAD, USAGE_EVENT, World, answer, chat, chunked, deployment, event, post
+from gateway_fakes import (
+    DONE,
+    STREAM_HEAD,
+    USAGE_EVENT,
+    World,
+    answer,
+    chat,
+    chunked,
+    deployment,
+    event,
+    post,
+    split_responses,
+)
 
 from modelyard.gateway import debug_window
 from modelyard.gateway.debug_window import DebugFiles
 from modelyard.records.base import decode
 from modelyard.records.debug import Overheard
+from modelyard.records.keys import Scopes
 
 PROMPT, ANSWER = "a prompt of a client", "what a model said"
 BODY = chat(messages=[{"role": "user", "content": PROMPT}])
@@ -62,6 +75,14 @@ def test_a_stream_is_heard_as_the_client_received_it(world: World, tmp_path: Pat
 def test_a_closed_window_and_one_of_another_deployment_write_nothing(world: World, tmp_path: Path) -> None:
     world.apply(deployment(debug_until=time.time() - 1), deployment("other", debug_until=time.time() + 60))
     ask(world)
+    assert not (tmp_path / "debug").exists()
+
+
+def test_what_a_key_may_not_ask_for_is_not_overheard(world: World, tmp_path: Path) -> None:
+    world.add_key("sk-of-another", scopes=Scopes(deployments=("other",)))
+    client, transport = world.client()
+    client.data_received(post(BODY, secret="sk-of-another"))
+    assert split_responses(transport.take())[0][0] == 404
     assert not (tmp_path / "debug").exists()
 
 

@@ -75,6 +75,7 @@ class Asked:
         self.admission = admission
         worker.keyring.authorize(request.key, call.model, endpoint)
         deployment = admission.deployment
+        self.authorized(deployment)
         terms = worker.keyring.terms(request.key)
         if terms.max_tokens is not None:
             hold_to(
@@ -96,6 +97,9 @@ class Asked:
         if line := worker.accounts.line(request.key):
             self._reserve(line, prompt, answers, deployment)
         return admission
+
+    def authorized(self, deployment: Deployment) -> None:
+        """Its key may ask for this deployment."""
 
     def _kept_for_resumption(self, call: AnyCall, deployment: Deployment) -> Resumable | None:
         chunked = self.request.chunked_allowed

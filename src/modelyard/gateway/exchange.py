@@ -28,6 +28,7 @@ from modelyard.gateway.worker import Worker
 from modelyard.records.decision import Admitted, Decision
 from modelyard.records.journal import Attempt as Tried
 from modelyard.records.journal import AttemptKind, Outcome, RequestRecord, UsageSource
+from modelyard.records.topology import Deployment
 
 _NO_USAGE = Usage()
 _FAILED = Result("failed")
@@ -79,10 +80,7 @@ class Exchange(Suspected):
         if self.ended:
             return
         try:
-            try:
-                admission = self.check()
-            finally:
-                self._overhear()
+            admission = self.check()
             admission.requests += 1
             if admission.suspects:
                 self.suspect(admission)
@@ -99,12 +97,13 @@ class Exchange(Suspected):
                     return
         except Refusal as refusal:
             self._refuse(refusal)
-        self.begin()
+        else:
+            self.begin()
 
-    def _overhear(self) -> None:
+    def authorized(self, deployment: Deployment) -> None:
         """While a debug window is open, what this client is told is written down: refusals too."""
-        if self.admission is not None and self.request.at < self.admission.deployment.debug_until:
-            self.client = overheard(self.client, self.worker.debug, self.admission.deployment)
+        if self.request.at < deployment.debug_until:
+            self.client = overheard(self.client, self.worker.debug, deployment)
 
     def _enter(self, admission: Admission) -> None:
         """Raises Refusal. What the door decided stands in the record, either way."""
